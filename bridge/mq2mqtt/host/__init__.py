@@ -1,0 +1,149 @@
+"""The MQTT side of the bridge, as the rest of it sees it.
+
+`MqttHost` is what the bridge asks of a broker; `Intake` is what a broker's adapter asks of the bridge.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from mq2mqtt.message import ClientEvent, MqttMessage
+
+__all__ = [
+    "DELIVERY_TIMEOUT",
+    "Delivery",
+    "DropReason",
+    "Intake",
+    "MqttHost",
+    "Outcome",
+    "Settled",
+    "TopicRoute",
+]
+
+
+class Outcome(StrEnum):
+    """How a delivery ended (design section 8). The best of its receivers' counts, in this order."""
+
+    DELIVERED = "delivered"
+    QUEUED = "queued"
+    DROPPED = "dropped"
+    NO_SUBSCRIBER = "no_subscriber"
+
+
+class DropReason(StrEnum):
+    """Why a delivery or a publish was dropped: the `reason` label of `mq2mqtt_dropped_total`."""
+
+    LANE_FULL = "lane_full"
+    SLOW_DEVICE = "slow_device"
+    OFFLINE_NOT_BUILT = "offline_not_built"
+    NOT_PERSISTENT = "not_persistent"
+    OFFLINE = "offline"
+    NOT_AUTHORIZED = "not_authorized"
+    DISCONNECTED = "disconnected"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The outcome of handing one message to the host, over all its receivers."""
+
+    outcome: Outcome
+    reason: DropReason | None = None
+
+
+Settled = Callable[[Delivery], None]
+"""Called exactly once for each message given to `publish` or `deliver`, maybe before the call returns."""
+
+DELIVERY_TIMEOUT = 5.0
+"""Seconds after which a receiver that has not acknowledged is settled as `slow_device` (design section 2)."""
+
+
+class MqttHost(Protocol):
+    """A broker that devices are connected to.
+
+    `publish` and `deliver` never block and never raise: they return at once and report through `settled`,
+    at PUBACK / PUBCOMP (QoS 0: written to the connection), at the latest after `DELIVERY_TIMEOUT`. Messages for
+    one client are written in the order of the calls. A slow or stuck client never delays another.
+    `handed` is called once for each receiver, when the message is written to its connection: for the latency
+    histogram.
+    """
+
+    @property
+    def connected_clients(self) -> int:
+        """How many clients are connected now."""
+
+    def publish(
+        self,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        shown_topic: str | None = None,
+        handed: Callable[[], None],
+    ) -> None:
+        """Fan out to the subscribers of `message.topic`, QoS min(message, subscription), retain 0.
+
+        `shown_topic` (`mqttRealTopic`) changes only the topic that receivers see, never who gets it.
+        """
+
+    def deliver(
+        self,
+        client_id: str,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        handed: Callable[[], None],
+    ) -> None:
+        """Hand `message` to one client, subscribed or not, with the message's QoS, shown as `message.topic` (P2P)."""
+
+    def is_online(self, client_id: str) -> bool:
+        """Whether `client_id` has a live connection."""
+
+    async def kick(self, client_id: str) -> None:
+        """Close the client's connection, if it has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRoute:
+    """What the rules say about a publish to one MQTT topic. Cheap to look up, the same object for a topic.
+
+    `outbound` is the id of the outbound rule whose lane takes it; `p2p_target` is the client id of
+    `{parent}/p2p/{clientId}` under a parent topic that has any rule, and `p2p_rule` that rule's id.
+    """
+
+    outbound: str | None = None
+    p2p_target: str | None = None
+    p2p_rule: str | None = None
+
+
+class Intake(Protocol):
+    """Where an adapter brings what devices publish, after the broker's ACL and before PUBACK / PUBCOMP."""
+
+    def route(self, topic: str) -> TopicRoute | None:
+        """Return what the rules say about `topic`; `None` when no rule is concerned.
+
+        `$` topics and anything that is no valid topic name are nobody's.
+        """
+
+    def over_limit(self, topic: str, payload_bytes: int) -> bool:
+        """Whether a publish exceeds `limits`; if so the adapter refuses it as it refuses a forbidden one."""
+
+    def accept(
+        self,
+        route: TopicRoute,
+        message: MqttMessage,
+        *,
+        will: bool = False,
+    ) -> Awaitable[None] | None:
+        """Put `message` into the lane of `route.outbound`.
+
+        Returns `None` when that is done (PUBACK may go out). Otherwise an awaitable that ends when it is done:
+        the lane is full (QoS 1 and 2 only), or `durability: power` waits for the disk. Cancelling it takes a
+        message that is still waiting for space out again. Messages of one lane are taken in the order of the calls.
+        A QoS 0 message for a full lane is dropped and counted.
+        """
+
+    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> None:
+        """Hand a P2P message that a device published to its target, privately (spec 6)."""
+
+    def on_client_event(self, event: ClientEvent) -> None:
+        """Tell that a client came or went."""
