@@ -50,24 +50,31 @@ class RocketMessage:
 
 
 class ReceivedMessage(Protocol):
-    """What the bridge reads of a message that a link driver received.
-
-    `properties` holds user properties and RocketMQ's own (`TAGS`, `KEYS`, `UNIQ_KEY`); `born_ms` is the
-    producer's clock in milliseconds since 1970.
-    """
+    """What the bridge reads of a message that a link driver received."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """RocketMQ topic."""
+
     @property
-    def body(self) -> bytes: ...
+    def body(self) -> bytes:
+        """Body, decompressed."""
+
     @property
-    def properties(self) -> dict[str, str]: ...
+    def properties(self) -> dict[str, str]:
+        """User properties and RocketMQ's own (`TAGS`, `KEYS`, `UNIQ_KEY`)."""
+
     @property
-    def born_ms(self) -> int: ...
+    def born_ms(self) -> int:
+        """When the producer made it, by its clock: milliseconds since 1970."""
+
     @property
-    def queue_id(self) -> int: ...
+    def queue_id(self) -> int:
+        """Queue of the topic on its broker."""
+
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """Offset in the queue."""
 
 
 class ClientEventType(StrEnum):
