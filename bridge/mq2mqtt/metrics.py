@@ -1,0 +1,160 @@
+"""The Prometheus collectors: names, labels and meanings are a contract (design section 8)."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mq2mqtt import __version__
+from mq2mqtt.telemetry import Direction, Histogram, RuleState, RuleTelemetry, Telemetry
+
+__all__ = ["METRICS", "build_registry", "markdown"]
+
+METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "mq2mqtt_messages_total": (
+        "counter",
+        ("rule", "direction", "outcome"),
+        "Messages by what became of them; the table of outcomes is below.",
+    ),
+    "mq2mqtt_in_flight": (
+        "gauge",
+        ("rule", "direction"),
+        "Messages being sent to RocketMQ (uplink), or received and not yet settled (downlink).",
+    ),
+    "mq2mqtt_lane_messages": ("gauge", ("rule",), "Messages in the lane that RocketMQ has not stored yet."),
+    "mq2mqtt_lane_bytes": ("gauge", ("rule",), "Bytes in the lane that RocketMQ has not stored yet."),
+    "mq2mqtt_lane_oldest_seconds": ("gauge", ("rule",), "Age of the oldest message in the lane; 0 when it is empty."),
+    "mq2mqtt_dropped_total": (
+        "counter",
+        ("rule", "reason"),
+        "Messages dropped, by reason: a downlink message's outcome, or a publish refused for a full lane.",
+    ),
+    "mq2mqtt_invalid_properties_total": (
+        "counter",
+        ("rule", "property"),
+        "Properties of downlink messages that were ignored, or replaced by their default, because of a bad value.",
+    ),
+    "mq2mqtt_uplink_seconds": ("histogram", ("rule",), "From accepted into the lane to stored in RocketMQ."),
+    "mq2mqtt_downlink_seconds": (
+        "histogram",
+        ("rule",),
+        "From born in RocketMQ (the producer's clock) to handed to a device, once for each device.",
+    ),
+    "mq2mqtt_consumer_lag": ("gauge", ("rule",), "Messages in RocketMQ behind the committed offsets."),
+    "mq2mqtt_rule_up": ("gauge", ("rule",), "1 while the last send, fetch or probe succeeded; only enabled rules."),
+    "mq2mqtt_connected_clients": ("gauge", (), "MQTT clients connected now."),
+    "mq2mqtt_offline_messages": ("gauge", (), "Messages waiting for clients that are away."),
+    "mq2mqtt_parked_messages": ("gauge", ("rule",), "Messages put aside because they can never go on as they are."),
+    "mq2mqtt_auth_total": ("counter", ("mode", "outcome"), "Logins decided by the bridge's own authentication."),
+    "mq2mqtt_build_info": ("gauge", ("version",), "1, with the version of the bridge."),
+}
+
+_UPLINK_OUTCOMES = ("accepted", "sent", "parked")
+_DOWNLINK_OUTCOMES = ("received", "delivered", "no_subscriber", "queued", "expired", "parked", "skipped", "dropped")
+
+
+class _BridgeCollector(Collector):
+    """Reads the telemetry's plain counters at scrape time."""
+
+    def __init__(self, telemetry: Telemetry, connected_clients: Callable[[], int], refresh: Callable[[], None]) -> None:
+        self._telemetry = telemetry
+        self._connected_clients = connected_clients
+        self._refresh = refresh
+
+    def collect(self) -> Iterator[Metric]:
+        self._refresh()
+        rules = list(self._telemetry.rules.values())
+        yield _counter("mq2mqtt_messages_total", _messages(rules))
+        yield _gauge("mq2mqtt_in_flight", (((r.rule_id, r.direction), r.in_flight) for r in rules))
+        uplinks = [rule for rule in rules if rule.direction is Direction.UPLINK]
+        downlinks = [rule for rule in rules if rule.direction is Direction.DOWNLINK]
+        yield _gauge("mq2mqtt_lane_messages", (((r.rule_id,), r.lane_messages) for r in uplinks))
+        yield _gauge("mq2mqtt_lane_bytes", (((r.rule_id,), r.lane_bytes) for r in uplinks))
+        yield _gauge("mq2mqtt_lane_oldest_seconds", (((r.rule_id,), r.lane_oldest_seconds) for r in uplinks))
+        yield _counter("mq2mqtt_dropped_total", (((r.rule_id, k), n) for r in rules for k, n in r.drops.items()))
+        yield _counter(
+            "mq2mqtt_invalid_properties_total",
+            (((r.rule_id, k), n) for r in rules for k, n in r.invalid_properties.items()),
+        )
+        yield _histogram("mq2mqtt_uplink_seconds", uplinks)
+        yield _histogram("mq2mqtt_downlink_seconds", downlinks)
+        yield _gauge("mq2mqtt_consumer_lag", (((r.rule_id,), r.lag) for r in downlinks))
+        yield _gauge(
+            "mq2mqtt_rule_up",
+            (((r.rule_id,), int(r.up)) for r in rules if r.state in (RuleState.UP, RuleState.DOWN)),
+        )
+        yield _gauge("mq2mqtt_connected_clients", [((), self._connected_clients())])
+        yield _gauge("mq2mqtt_offline_messages", [((), 0)])
+        yield _gauge("mq2mqtt_parked_messages", (((r.rule_id,), r.parked_messages) for r in rules))
+        yield _counter("mq2mqtt_auth_total", ())
+        yield _gauge("mq2mqtt_build_info", [((__version__,), 1)])
+
+
+def _messages(rules: Iterable[RuleTelemetry]) -> Iterator[tuple[tuple[str, ...], int]]:
+    for rule in rules:
+        outcomes = _UPLINK_OUTCOMES if rule.direction is Direction.UPLINK else _DOWNLINK_OUTCOMES
+        for outcome in outcomes:
+            yield (rule.rule_id, rule.direction, outcome), rule.outcomes[outcome]
+
+
+def _counter(name: str, samples: Iterable[tuple[tuple[str, ...], int]]) -> Metric:
+    _, labels, text = METRICS[name]
+    family = CounterMetricFamily(name.removesuffix("_total"), text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def _gauge(name: str, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    _, labels, text = METRICS[name]
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def _histogram(name: str, rules: Iterable[RuleTelemetry]) -> Metric:
+    _, labels, text = METRICS[name]
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for rule in rules:
+        family.add_metric((rule.rule_id,), _buckets(rule.latency), rule.latency.total)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*(str(bound) for bound in Histogram.bounds), "+Inf"]
+    cumulated, buckets = 0, []
+    for bound, count in zip(bounds, histogram.counts, strict=True):
+        cumulated += count
+        buckets.append((bound, float(cumulated)))
+    return buckets
+
+
+def build_registry(
+    telemetry: Telemetry, *, connected_clients: Callable[[], int], refresh: Callable[[], None]
+) -> CollectorRegistry:
+    """Return a registry of the bridge's metrics; `refresh` brings the gauges up to date before each scrape."""
+    registry = CollectorRegistry()
+    registry.register(_BridgeCollector(telemetry, connected_clients, refresh))
+    return registry
+
+
+def markdown() -> str:
+    """Return the table of `docs/metrics.md`."""
+    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for name, (kind, labels, text) in METRICS.items():
+        lines.append(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {text} |")
+    lines += [
+        "",
+        f"Outcomes of the uplink: {_listed(_UPLINK_OUTCOMES)}. Always `accepted = sent + parked + lane_messages`; at start",
+        "`accepted` begins with the number of messages found in the lane.",
+        "",
+        f"Outcomes of the downlink: {_listed(_DOWNLINK_OUTCOMES)}. Always `received` = the sum of the others + `in_flight`;",
+        "a message counts once, with the best outcome of its receivers.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)

@@ -1,0 +1,178 @@
+"""What happens to messages and rules, said once: each event drives its log line and its metrics.
+
+Counters are plain integers that `mq2mqtt.metrics` reads at scrape time, because a message on the hot path must not
+pay for a locked counter. Names and invariants: design section 8.
+"""
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from loguru import logger
+
+from mq2mqtt.host import Delivery, DropReason, Outcome
+
+__all__ = ["Direction", "Histogram", "RuleState", "RuleTelemetry", "Telemetry", "Trouble"]
+
+_LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Direction(StrEnum):
+    """Value of the label `direction`."""
+
+    UPLINK = "uplink"
+    DOWNLINK = "downlink"
+
+
+class RuleState(StrEnum):
+    """What `/readyz` says of a rule."""
+
+    UP = "up"
+    DOWN = "down"
+    DISABLED = "disabled"
+    DRAINING = "draining"
+
+
+class Trouble(StrEnum):
+    """What can hold a rule down, each on its own."""
+
+    LINK = "link"
+    LANE = "lane"
+    GROUP = "group"
+
+
+class Histogram:
+    """A latency histogram in seconds with fixed bounds."""
+
+    __slots__ = ("counts", "total")
+
+    bounds = _LATENCY_BOUNDS
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_LATENCY_BOUNDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration; a negative one (clocks differ) counts as zero."""
+        seconds = max(seconds, 0.0)
+        self.counts[bisect_left(_LATENCY_BOUNDS, seconds)] += 1
+        self.total += seconds
+
+
+class RuleTelemetry:
+    """Counters and state of one rule.
+
+    `state`, `reason` and `since` (seconds since 1970) are what `/readyz` shows.
+    """
+
+    def __init__(self, rule_id: str, *, direction: Direction, state: RuleState = RuleState.DOWN) -> None:
+        self.rule_id = rule_id
+        self.direction = direction
+        self.state = state
+        self._troubles: dict[Trouble, str] = {Trouble.LINK: "not proven yet"}
+        self.reason: str | None = self._troubles[Trouble.LINK] if state is RuleState.DOWN else None
+        self.since = time.time()
+        self.outcomes: Counter[str] = Counter()
+        self.drops: Counter[str] = Counter()
+        self.invalid_properties: Counter[str] = Counter()
+        self.latency = Histogram()
+        self.in_flight = 0
+        self.lane_messages = 0
+        self.lane_bytes = 0
+        self.lane_oldest_seconds = 0.0
+        self.lag = 0
+        self.parked_messages = 0
+
+    @property
+    def up(self) -> bool:
+        """Whether the last proof succeeded and nothing else stands in the way."""
+        return self.state is RuleState.UP
+
+    def rule_up(self, source: Trouble) -> None:
+        """`source` is fine now: for the link, RocketMQ has just answered a send, fetch or probe of this rule."""
+        if self._troubles.pop(source, None) is not None:
+            self._update()
+
+    def rule_down(self, source: Trouble, reason: str) -> None:
+        """The rule cannot do its work now; `reason` is for an operator."""
+        if self._troubles.get(source) != reason:
+            self._troubles[source] = reason
+            self._update()
+
+    def _update(self) -> None:
+        if self.state not in (RuleState.UP, RuleState.DOWN):
+            return
+        state = RuleState.DOWN if self._troubles else RuleState.UP
+        reason = next(iter(self._troubles.values()), None)
+        if state is not self.state:
+            self.state, self.since = state, time.time()
+        if reason is None:
+            logger.info("rule {} is up", self.rule_id)
+        elif reason != self.reason:
+            logger.warning("rule {} is down: {}", self.rule_id, reason)
+        self.reason = reason
+
+    def sent(self, accepted_us: list[int]) -> None:
+        """RocketMQ has stored messages that the lane accepted at these times (microseconds since 1970)."""
+        self.outcomes["sent"] += len(accepted_us)
+        now = time.time()
+        for at in accepted_us:
+            self.latency.observe(now - at / 1e6)
+
+    def handed(self, born_ms: int) -> None:
+        """A message born at `born_ms` was written to one device's connection."""
+        self.latency.observe(time.time() - born_ms / 1e3)
+
+    def settled(self, delivery: Delivery) -> None:
+        """A downlink message has its outcome."""
+        self.outcomes[delivery.outcome] += 1
+        self.in_flight -= 1
+        if delivery.outcome is Outcome.DROPPED:
+            self.drops[delivery.reason or DropReason.DISCONNECTED] += 1
+
+    def skipped(self) -> None:
+        """A downlink message is not for this rule: another tag, or a bridge sent it (loop guard)."""
+        self.outcomes["skipped"] += 1
+        self.in_flight -= 1
+
+    def dropped(self, reason: DropReason) -> None:
+        """A publish was dropped before it became a message of this rule."""
+        if self.drops[reason] == 0:
+            logger.warning("rule {} drops messages: {} (counted from here on)", self.rule_id, reason)
+        self.drops[reason] += 1
+
+    def parked(self, where: str, reason: str) -> None:
+        """A message that can never go on as it is was put aside; `where` names it for `parked show`."""
+        self.outcomes["parked"] += 1
+        self.parked_messages += 1
+        if self.direction is Direction.DOWNLINK:
+            self.in_flight -= 1
+        logger.warning("rule {} parked {}: {}", self.rule_id, where, reason)
+
+    def readiness(self) -> dict[str, str | None]:
+        """Return this rule's entry in `/readyz`."""
+        since = datetime.fromtimestamp(self.since, tz=UTC).isoformat(timespec="milliseconds")
+        return {"id": self.rule_id, "state": self.state, "reason": self.reason, "since": since.replace("+00:00", "Z")}
+
+
+class Telemetry:
+    """All rules' telemetry, in the order of the configuration."""
+
+    def __init__(self) -> None:
+        self.rules: dict[str, RuleTelemetry] = {}
+
+    def add(self, rule: RuleTelemetry) -> RuleTelemetry:
+        """Register a rule and return it."""
+        self.rules[rule.rule_id] = rule
+        return rule
+
+    def remove(self, rule_id: str) -> None:
+        """Forget a rule whose lane has been drained and removed."""
+        self.rules.pop(rule_id, None)
+
+    @property
+    def ready(self) -> bool:
+        """Whether no enabled rule is down."""
+        return all(rule.state is not RuleState.DOWN for rule in self.rules.values())

@@ -1,0 +1,111 @@
+import time
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mq2mqtt.host import Delivery, DropReason, Outcome
+from mq2mqtt.metrics import METRICS, build_registry
+from mq2mqtt.telemetry import Direction, Histogram, RuleState, RuleTelemetry, Telemetry, Trouble
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    telemetry = Telemetry()
+    telemetry.add(RuleTelemetry("up-rule", direction=Direction.UPLINK))
+    telemetry.add(RuleTelemetry("down-rule", direction=Direction.DOWNLINK))
+    return telemetry
+
+
+@pytest.fixture
+def registry(telemetry: Telemetry) -> CollectorRegistry:
+    return build_registry(telemetry, connected_clients=lambda: 3, refresh=lambda: None)
+
+
+def test_a_rule_is_down_until_the_first_proof(telemetry: Telemetry) -> None:
+    rule = telemetry.rules["up-rule"]
+    assert rule.readiness()["state"] == "down"
+    assert rule.readiness()["reason"] == "not proven yet"
+    rule.rule_up(Trouble.LINK)
+    assert rule.readiness()["state"] == "up"
+    assert rule.readiness()["reason"] is None
+
+
+def test_every_trouble_must_end_before_a_rule_is_up_again() -> None:
+    rule = RuleTelemetry("r-1", direction=Direction.UPLINK)
+    rule.rule_up(Trouble.LINK)
+    rule.rule_down(Trouble.LANE, "lane full")
+    rule.rule_down(Trouble.LINK, "no broker")
+    assert (rule.state, rule.reason) == (RuleState.DOWN, "lane full")
+    rule.rule_up(Trouble.LANE)
+    assert (rule.state, rule.reason) == (RuleState.DOWN, "no broker")
+    rule.rule_up(Trouble.LINK)
+    assert (rule.state, rule.reason) == (RuleState.UP, None)
+
+
+def test_since_changes_with_the_state_not_with_the_reason() -> None:
+    rule = RuleTelemetry("r-1", direction=Direction.UPLINK)
+    since = rule.since
+    rule.rule_down(Trouble.LINK, "another reason")
+    assert rule.since == since
+    rule.rule_up(Trouble.LINK)
+    assert rule.since >= since
+
+
+def test_a_disabled_rule_does_not_make_the_bridge_unready() -> None:
+    telemetry = Telemetry()
+    rule = telemetry.add(RuleTelemetry("off", direction=Direction.UPLINK, state=RuleState.DISABLED))
+    rule.rule_down(Trouble.LINK, "no broker")
+    assert rule.readiness() | {"since": None} == {"id": "off", "state": "disabled", "reason": None, "since": None}
+    assert telemetry.ready
+
+
+def test_every_exported_name_type_and_label_is_the_contract(registry: CollectorRegistry, telemetry: Telemetry) -> None:
+    telemetry.rules["up-rule"].dropped(DropReason.LANE_FULL)
+    telemetry.rules["down-rule"].invalid_properties["qoslevel"] += 1
+    families = {family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())}
+    assert {name.removesuffix("_total") for name in METRICS} == set(families)
+    for name, (kind, labels, _) in METRICS.items():
+        family = families[name.removesuffix("_total")]
+        assert family.type == kind
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(labels)
+
+
+def test_a_downlink_message_is_counted_once_and_the_sum_holds(
+    registry: CollectorRegistry, telemetry: Telemetry
+) -> None:
+    rule = telemetry.rules["down-rule"]
+    rule.outcomes["received"] += 5
+    rule.in_flight += 5
+    rule.settled(Delivery(Outcome.DELIVERED))
+    rule.settled(Delivery(Outcome.DROPPED, DropReason.SLOW_DEVICE))
+    rule.skipped()
+    rule.parked("queue 0 offset 1", "bad topic")
+
+    def count(outcome: str) -> float:
+        labels = {"rule": "down-rule", "direction": "downlink", "outcome": outcome}
+        return registry.get_sample_value("mq2mqtt_messages_total", labels) or 0.0
+
+    outcomes = ("delivered", "no_subscriber", "queued", "expired", "parked", "skipped", "dropped")
+    in_flight = registry.get_sample_value("mq2mqtt_in_flight", {"rule": "down-rule", "direction": "downlink"})
+    assert count("received") == sum(map(count, outcomes)) + (in_flight or 0.0)
+    assert in_flight == 1.0
+    assert registry.get_sample_value("mq2mqtt_dropped_total", {"rule": "down-rule", "reason": "slow_device"}) == 1.0
+
+
+def test_latencies_land_in_their_buckets(registry: CollectorRegistry, telemetry: Telemetry) -> None:
+    rule = telemetry.rules["up-rule"]
+    rule.sent([int((time.time() - 0.3) * 1e6), int((time.time() - 20) * 1e6)])
+
+    def bucket(bound: str) -> float | None:
+        return registry.get_sample_value("mq2mqtt_uplink_seconds_bucket", {"rule": "up-rule", "le": bound})
+
+    assert (bucket("0.25"), bucket("0.5"), bucket("10.0"), bucket("+Inf")) == (0.0, 1.0, 1.0, 2.0)
+
+
+def test_a_clock_that_runs_behind_counts_as_zero_seconds() -> None:
+    histogram = Histogram()
+    histogram.observe(-4.0)
+    assert histogram.counts[0] == 1
+    assert histogram.total == 0.0
