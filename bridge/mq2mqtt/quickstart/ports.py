@@ -1,0 +1,49 @@
+"""Free TCP ports on the loopback interface."""
+
+import random
+import socket
+from collections.abc import Sequence
+
+__all__ = ["free_port", "free_ports", "is_free"]
+
+# Below Linux's ephemeral range (32768 and up): a server that is stopped and started again must not find its port
+# taken by somebody's outgoing connection.
+_RANGE = range(20_000, 32_000)
+_ATTEMPTS = 500
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on `port` of every interface now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As servers do: connections of the last one in TIME_WAIT do not count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # noqa: S104 - bound for a moment, never listening
+        except OSError:
+            return False
+    return True
+
+
+def free_port(preferred: int | None = None) -> int:
+    """Return `preferred` if it is free, else a random free port.
+
+    Raises:
+        OSError: no free port was found.
+    """
+    if preferred is not None and is_free(preferred):
+        return preferred
+    return free_ports((0,))
+
+
+def free_ports(offsets: Sequence[int]) -> int:
+    """Return a random N such that N + offset is free for each of `offsets`.
+
+    Raises:
+        OSError: no such N was found.
+    """
+    for _ in range(_ATTEMPTS):
+        base = random.choice(_RANGE)  # noqa: S311 - spreads parallel runs, no secret
+        if all(is_free(base + offset) for offset in offsets):
+            return base
+    msg = f"no free TCP port in {_RANGE.start}-{_RANGE.stop}"
+    raise OSError(msg)

@@ -1,0 +1,236 @@
+"""A real RocketMQ, name server and broker, on a plain JVM: for the first steps of a user and for tests."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from mq2mqtt.errors import BridgeError
+from mq2mqtt.quickstart.jars import rocketmq_jars
+from mq2mqtt.quickstart.ports import free_port, free_ports
+from mq2mqtt.quickstart.prerequisites import Say, require_java
+from mq2mqtt.quickstart.process import Child
+from mq2mqtt.quickstart.remoting import RemotingError, ask, broker_addresses, create_topic
+
+__all__ = ["DEFAULT_VERSION", "RocketMQ", "RocketMQStartError"]
+
+DEFAULT_VERSION = "5.3.3"
+
+_GET_BROKER_CONFIG = 26
+_START_DEADLINE = 120.0
+_STOP_DEADLINE = 15.0
+_POLL_INTERVAL = 0.1
+
+# The broker listens on its own port N, on N - 2 (the VIP channel) and on N + 1 (replication).
+_BROKER_PORT_OFFSETS = (-2, 0, 1)
+
+_JVM_FLAGS = (
+    "--add-exports=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/java.nio=ALL-UNNAMED",
+    "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
+    "--add-opens=java.base/java.lang=ALL-UNNAMED",
+    # Without it 4.9.7 does not come back on its store after kill -9.
+    "--add-opens=java.base/jdk.internal.ref=ALL-UNNAMED",
+    # By default a broker refuses messages on a disk that is 90 % full, as many a laptop's is.
+    "-Drocketmq.broker.diskSpaceWarningLevelRatio=0.99",
+    "-Drocketmq.broker.diskSpaceCleanForciblyRatio=0.98",
+)
+_NAMESRV_MEMORY = ("-Xms64m", "-Xmx256m")
+_BROKER_MEMORY = ("-Xms256m", "-Xmx1g", "-XX:MaxDirectMemorySize=1g")
+
+_BROKER_CONF = {
+    "brokerClusterName": "DefaultCluster",
+    "brokerName": "broker-a",
+    "brokerIP1": "127.0.0.1",
+    "autoCreateTopicEnable": "false",
+    "autoCreateSubscriptionGroup": "true",
+    # 1 GB files by default.
+    "mappedFileSizeCommitLog": str(128 << 20),
+    # How soon a name server that came back knows the broker again; 10 s is the least it takes.
+    "registerNameServerPeriod": "10000",
+    # 200 ms by default, which a small machine under load exceeds: sends would fail as "broker busy".
+    "waitTimeMillsInSendQueue": "3000",
+}
+
+
+class RocketMQStartError(BridgeError):
+    """RocketMQ did not come up; the text ends with its last words."""
+
+
+class RocketMQ:
+    """One name server and one broker on this machine.
+
+    Everything they write is in `directory` (store, logs, configuration), so one that is started again there has its
+    messages. They are killed with the process that started them. Methods may be called from any event loop.
+    """
+
+    def __init__(self, directory: Path, *, version: str, jars: Path, broker_conf: Mapping[str, str]) -> None:
+        self.directory = directory.absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.version = version
+        self.jars = jars
+        """Directory of jars; `DIRECTORY/*` is a class path for RocketMQ's tools and Java client too."""
+        self.namesrv = f"127.0.0.1:{free_port()}"
+        self.broker_address = f"127.0.0.1:{free_ports(_BROKER_PORT_OFFSETS)}"
+        self._broker_conf = broker_conf
+        self._namesrv: Child | None = None
+        self._broker: Child | None = None
+
+    @classmethod
+    async def on_jvm(
+        cls,
+        directory: Path,
+        *,
+        version: str = DEFAULT_VERSION,
+        broker_conf: Mapping[str, str] | None = None,
+        say: Say = lambda _: None,
+    ) -> Self:
+        """Start a name server and a broker on free ports and wait until they serve.
+
+        Args:
+            directory: where they keep everything; also `ROCKETMQ_HOME`, so `conf/plain_acl.yml` goes below it.
+            version: of RocketMQ, as Maven knows it.
+            broker_conf: lines of `broker.conf` beside, or instead of, this module's own.
+            say: shows progress.
+
+        Raises:
+            PrerequisiteError: Java or Maven is missing, or the jars cannot be fetched.
+            RocketMQStartError: a process ended early or did not serve in time.
+        """
+        await require_java(say)
+        jars = await rocketmq_jars(version, say)
+        server = cls(directory, version=version, jars=jars, broker_conf=broker_conf or {})
+        try:
+            say(f"starting RocketMQ {version} on the JVM: name server {server.namesrv}")
+            await server.start_namesrv()
+            say(f"starting RocketMQ {version} on the JVM: broker {server.broker_address}")
+            await server.start_broker()
+        except BaseException:
+            server.kill()
+            raise
+        return server
+
+    async def start_namesrv(self) -> None:
+        """Start the name server (again) and wait until it answers.
+
+        Brokers that run already register with it within 10 s: `wait_registered`.
+        """
+        port = self.namesrv.rpartition(":")[2]
+        conf = self._write_conf("namesrv.conf", {"listenPort": port})
+        self._namesrv = self._java("org.apache.rocketmq.namesrv.NamesrvStartup", conf, memory=_NAMESRV_MEMORY)
+        await self._wait(self._namesrv, self._namesrv_answers)
+
+    async def start_broker(self) -> None:
+        """Start the broker (again, on the same store) and wait until it is registered and answers."""
+        store = self.directory / "store"
+        conf = self._write_conf(
+            "broker.conf",
+            _BROKER_CONF
+            | {
+                "namesrvAddr": self.namesrv,
+                "listenPort": self.broker_address.rpartition(":")[2],
+                "storePathRootDir": str(store),
+                "storePathCommitLog": str(store / "commitlog"),
+            }
+            | dict(self._broker_conf),
+        )
+        self._broker = self._java("org.apache.rocketmq.broker.BrokerStartup", conf, memory=_BROKER_MEMORY)
+        await self.wait_registered()
+
+    async def wait_registered(self) -> None:
+        """Wait until the name server lists the broker, with its topics, and the broker answers requests."""
+        await self._wait(self._running_broker, self._broker_serves)
+
+    async def create_topic(self, topic: str, *, queues: int = 4) -> None:
+        """Create `topic` and wait until it has a route; raises `RemotingError`."""
+        await create_topic(self.namesrv, topic, queues=queues)
+
+    def kill_broker(self) -> None:
+        """End the broker with SIGKILL; the store stays as it is."""
+        self._running_broker.kill()
+
+    def kill_namesrv(self) -> None:
+        """End the name server with SIGKILL."""
+        if self._namesrv is not None:
+            self._namesrv.kill()
+
+    def pause_broker(self) -> None:
+        """Freeze the broker: connections stay open, nothing answers."""
+        self._running_broker.pause()
+
+    def resume_broker(self) -> None:
+        """Let a paused broker go on."""
+        self._running_broker.resume()
+
+    def kill(self) -> None:
+        """End both with SIGKILL. Idempotent."""
+        for child in (self._broker, self._namesrv):
+            if child is not None:
+                child.kill()
+
+    async def stop(self) -> None:
+        """End both in order, the broker first: it writes out what it holds. Idempotent."""
+        for child in (self._broker, self._namesrv):
+            if child is not None:
+                await asyncio.to_thread(child.terminate, _STOP_DEADLINE)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the name server and the broker, those that were started."""
+        return tuple(child.pid for child in (self._namesrv, self._broker) if child is not None)
+
+    @property
+    def _running_broker(self) -> Child:
+        if self._broker is None:
+            raise RocketMQStartError("the broker was never started")
+        return self._broker
+
+    def _write_conf(self, name: str, lines: Mapping[str, str]) -> Path:
+        path = self.directory / name
+        path.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+        return path
+
+    def _java(self, main: str, conf: Path, *, memory: tuple[str, ...]) -> Child:
+        return Child(
+            [
+                shutil.which("java") or "java",
+                *memory,
+                *_JVM_FLAGS,
+                # RocketMQ writes its logs, and the name server its settings, below the user's home directory.
+                f"-Duser.home={self.directory}",
+                "-cp",
+                f"{self.jars}{os.sep}*",
+                main,
+                "-c",
+                str(conf),
+            ],
+            output=conf.with_suffix(".out"),
+            cwd=self.directory,
+            env={"ROCKETMQ_HOME": str(self.directory)},
+        )
+
+    async def _wait(self, child: Child, ready: Callable[[], Awaitable[None]]) -> None:
+        deadline = asyncio.get_running_loop().time() + _START_DEADLINE
+        problem = "no answer yet"
+        while asyncio.get_running_loop().time() < deadline:
+            if child.exit_code is not None:
+                raise RocketMQStartError(f"RocketMQ ended with exit code {child.exit_code}: {child.tail()}")
+            try:
+                await ready()
+            except RemotingError as exc:
+                problem = str(exc)
+            else:
+                return
+            await asyncio.sleep(_POLL_INTERVAL)
+        raise RocketMQStartError(f"RocketMQ does not serve after {_START_DEADLINE:g} s: {problem}; {child.tail()}")
+
+    async def _namesrv_answers(self) -> None:
+        await broker_addresses(self.namesrv)
+
+    async def _broker_serves(self) -> None:
+        if self.broker_address not in await broker_addresses(self.namesrv):
+            raise RemotingError(f"the broker {self.broker_address} is not registered at {self.namesrv}")
+        # Any answer will do: with ACL on it is a refusal.
+        await ask(self.broker_address, _GET_BROKER_CONFIG)

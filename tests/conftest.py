@@ -1,0 +1,142 @@
+"""A real RocketMQ for whatever test asks for one, and what every test may need beside it."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mq2mqtt.quickstart import ports
+from mq2mqtt.quickstart.jars import rocketmq_jars
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
+from mq2mqtt.quickstart.remoting import broker_addresses, create_topic
+from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
+
+MakeTopic = Callable[..., Awaitable[str]]
+"""`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""
+
+StartRocketMQ = Callable[..., Awaitable[RocketMQ]]
+"""`await start_rocketmq(version=..., broker_conf=..., directory=...)`: a RocketMQ of the test's own."""
+
+
+@dataclass(frozen=True)
+class SharedRocketMQ:
+    """The RocketMQ that tests share: they may add topics and messages, never stop it."""
+
+    namesrv: str
+    broker_address: str
+    version: str
+    jars: Path | None
+    """Directory of RocketMQ's jars; `None` for one that was given by address."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mq2mqtt")
+    group.addoption("--rocketmq", metavar="HOST:PORT", help="name server that shared tests use, instead of a new one")
+    group.addoption("--rocketmq-version", default=DEFAULT_VERSION, help="RocketMQ that is started (%(default)s)")
+
+
+@pytest.fixture(scope="session")
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Show a line although output is captured: fetching RocketMQ for the first time takes a while."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+
+    def show(line: str) -> None:
+        if capture is None or reporter is None:
+            return
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(line)
+
+    return show
+
+
+async def _run_on_jvm(
+    directory: Path,
+    *,
+    say: Callable[[str], None],
+    version: str,
+    broker_conf: dict[str, str] | None = None,
+) -> RocketMQ:
+    try:
+        # Only what may take minutes is shown: installing Java, fetching jars.
+        await require_java(say)
+        await rocketmq_jars(version, say)
+        return await RocketMQ.on_jvm(directory, version=version, broker_conf=broker_conf)
+    except PrerequisiteError as exc:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no RocketMQ to test with: {exc}", pytrace=False)
+        pytest.skip(f"no RocketMQ to test with: {exc}")
+
+
+@pytest.fixture(scope="session")
+def rocketmq(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, say: Callable[[str], None]
+) -> Iterator[SharedRocketMQ]:
+    """The RocketMQ that tests share, started when the first one asks."""
+    given = request.config.getoption("--rocketmq")
+    version = request.config.getoption("--rocketmq-version")
+    if given:
+        yield SharedRocketMQ(given, asyncio.run(broker_addresses(given))[0], version, None)
+        return
+    # A loop of its own, gone before the test's begins: the launcher is bound to none.
+    server = asyncio.run(_run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
+    yield SharedRocketMQ(server.namesrv, server.broker_address, server.version, server.jars)
+    server.kill()
+
+
+@pytest.fixture
+def make_topic(rocketmq: SharedRocketMQ) -> MakeTopic:
+    """Create fresh topics on the shared RocketMQ."""
+
+    async def make(*, queues: int = 4) -> str:
+        name = f"t_{uuid.uuid4().hex[:16]}"
+        await create_topic(rocketmq.namesrv, name, queues=queues)
+        return name
+
+    return make
+
+
+@pytest.fixture
+async def topic(make_topic: MakeTopic) -> str:
+    """Name a fresh topic of four queues on the shared RocketMQ."""
+    return await make_topic()
+
+
+@pytest.fixture
+def start_rocketmq(
+    request: pytest.FixtureRequest, tmp_path: Path, say: Callable[[str], None]
+) -> Iterator[StartRocketMQ]:
+    """Start RocketMQs of the test's own: another version, other `broker.conf` lines, a prepared directory."""
+    started: list[RocketMQ] = []
+
+    async def start(
+        *, version: str | None = None, broker_conf: dict[str, str] | None = None, directory: Path | None = None
+    ) -> RocketMQ:
+        server = await _run_on_jvm(
+            directory or tmp_path / f"rocketmq-{len(started)}",
+            say=say,
+            version=version or request.config.getoption("--rocketmq-version"),
+            broker_conf=broker_conf,
+        )
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+async def own_rocketmq(start_rocketmq: StartRocketMQ) -> RocketMQ:
+    """Start a RocketMQ that the test may kill, pause and start again."""
+    return await start_rocketmq()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Name a TCP port that is free on 127.0.0.1, outside the range that outgoing connections use."""
+    return ports.free_port()
