@@ -9,6 +9,7 @@ from typing import ClassVar
 __all__ = [
     "BridgeError",
     "ConfigError",
+    "FrameTooLargeError",
     "LaneCorruptError",
     "LaneError",
     "LaneFullError",
@@ -56,6 +57,10 @@ class LaneFullError(LaneError):
     """The lane holds `max_bytes` of unsent frames, or its disk is full; nothing was written."""
 
     retriable = True
+
+
+class FrameTooLargeError(LaneError):
+    """One message is longer than the whole lane may be (`spool.max_bytes`); nothing was written, it never fits."""
 
 
 class LinkError(BridgeError):

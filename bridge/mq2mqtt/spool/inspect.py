@@ -1,0 +1,133 @@
+"""Looking into lanes without a lock, while a bridge may be writing, reading and deleting: for the command line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mq2mqtt.errors import LaneCorruptError, LaneError
+from mq2mqtt.spool import frame as codec
+from mq2mqtt.spool.cursor import Head, read_cursor
+from mq2mqtt.spool.files import map_errors
+from mq2mqtt.spool.info import read_info
+from mq2mqtt.spool.machine import Machine
+from mq2mqtt.spool.parked import count_parked
+from mq2mqtt.spool.reader import Entry
+from mq2mqtt.spool.recovery import find_head, list_segments, read_chain, unsettled
+from mq2mqtt.spool.segment import HEADER_BYTES, SegmentHeader
+
+__all__ = ["LaneSummary", "read_entries", "summarize", "summarize_all"]
+
+# A running bridge deletes a segment now and then, hardly this often while one lane is looked at.
+_TRIES: Final = 5
+_STEP_MESSAGES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSummary:
+    """One lane at a glance. Counts are 0 where `problem` says why they are not known."""
+
+    rule: str
+    target: str
+    """RocketMQ topic; empty for a directory that only holds parked messages."""
+    messages: int = 0
+    """Messages at or after the stored cursor."""
+    bytes: int = 0
+    oldest_us: int | None = None
+    """When the oldest of them was accepted: microseconds since 1970."""
+    parked: int = 0
+    problem: str | None = None
+
+
+def summarize_all(spool: Path) -> list[LaneSummary]:
+    """Return a summary of each directory in `spool`, by name; none if there is no such directory.
+
+    Raises:
+        LaneError: the directory cannot be listed.
+    """
+    with map_errors(spool, "list"):
+        lanes = sorted(path for path in spool.iterdir() if path.is_dir()) if spool.is_dir() else []
+    return [summarize(lane) for lane in lanes]
+
+
+def summarize(lane: Path) -> LaneSummary:
+    """Look at one lane. Never raises for what is wrong with it: that is `problem`."""
+    target, parked = "", 0
+    try:
+        parked = count_parked(lane)
+        info = read_info(lane)
+        if info is None and not list_segments(lane):
+            return LaneSummary(lane.name, "", parked=parked)
+        target = info.target if info else ""
+        messages, size, oldest = _again(lane)
+    except LaneError as error:
+        return LaneSummary(lane.name, target, parked=parked, problem=str(error))
+    return LaneSummary(lane.name, target, messages, size, oldest, parked)
+
+
+def _again(lane: Path) -> tuple[int, int, int | None]:
+    for _ in range(_TRIES - 1):
+        try:
+            return _measure(lane)
+        except LaneError as error:
+            # A segment that was sent and deleted between listing and reading.
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return _measure(lane)
+
+
+def _cursor(lane: Path) -> tuple[int | None, Head | None]:
+    info = read_info(lane)
+    if info is None:
+        return None, None
+    stored, _ = read_cursor(lane, info.created_us)
+    return info.created_us, stored
+
+
+def _measure(lane: Path) -> tuple[int, int, int | None]:
+    """Return messages, bytes and the oldest one's time."""
+    created_us, stored = _cursor(lane)
+    chain = read_chain(lane, created_us=created_us, boot_id=Machine().boot_id, stored=stored)
+    if not chain.segments:
+        return 0, 0, None
+    head, _ = find_head(chain.segments, stored)
+    messages, size = unsettled(chain.segments, head)
+    first = next(read_entries(lane), None) if messages else None
+    return messages, size, first.frame.accepted_us if first else None
+
+
+def read_entries(lane: Path) -> Iterator[Entry]:
+    """Yield the messages from the stored cursor to the end as it is now.
+
+    Raises:
+        LaneCorruptError: a damaged frame, after all before it were yielded; the text names file and byte.
+        LaneError: a file cannot be read.
+    """
+    _, stored = _cursor(lane)
+    paths = list_segments(lane)
+    for path in paths:
+        if stored is None or int(path.stem) >= stored.segment:
+            yield from _read_segment(path, stored, is_last=path == paths[-1])
+
+
+def _read_segment(path: Path, stored: Head | None, *, is_last: bool) -> Iterator[Entry]:
+    with map_errors(path, "read"):
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+    if is_last and len(data) < HEADER_BYTES:
+        return
+    offset, position = SegmentHeader.unpack(data, path).base, HEADER_BYTES
+    if stored is not None and stored.segment == offset and HEADER_BYTES <= stored.position <= len(data):
+        offset, position = stored.offset, stored.position
+    while True:
+        frames, ends = codec.decode_frames(data, position, max_frames=_STEP_MESSAGES)
+        if not frames:
+            break
+        yield from map(Entry, range(offset, offset + len(frames)), frames)
+        offset, position = offset + len(frames), ends[-1]
+    problem = codec.problem_at(data, position)
+    # The last one may end in a write that is under way, or that a crash cut off.
+    if problem is not None or (not is_last and position < len(data)):
+        raise LaneCorruptError(f"{path}: byte {position}: {problem or 'frame cut off'}")
