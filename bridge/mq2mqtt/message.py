@@ -69,8 +69,12 @@ class ReceivedMessage(Protocol):
         """When the producer made it, by its clock: milliseconds since 1970."""
 
     @property
+    def broker(self) -> str:
+        """Name of the broker it came from."""
+
+    @property
     def queue_id(self) -> int:
-        """Queue of the topic on its broker."""
+        """Queue of the topic on that broker."""
 
     @property
     def offset(self) -> int:

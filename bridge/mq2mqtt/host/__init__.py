@@ -41,6 +41,8 @@ class DropReason(StrEnum):
     OFFLINE = "offline"
     NOT_AUTHORIZED = "not_authorized"
     DISCONNECTED = "disconnected"
+    TOO_LARGE = "too_large"
+    PARKING_FULL = "parking_full"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,150 @@
+"""The command line (design section 5). Exit codes: 0 ok, 1 found problems, 2 wrong usage or configuration."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mq2mqtt import __version__, checks, settings, show
+from mq2mqtt.errors import BridgeError
+from mq2mqtt.log import set_up_logging
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mq2mqtt",
+    help="Rules that carry messages between an MQTT broker you already run and Apache RocketMQ.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Print what a configuration looks like.", no_args_is_help=True)
+spool_app = typer.Typer(help="Look into the lanes: what waits for RocketMQ.", no_args_is_help=True)
+parked_app = typer.Typer(help="Look at messages that can never go on as they are.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(spool_app, name="spool")
+app.add_typer(parked_app, name="parked")
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.", show_default=True)]
+LaneArgument = Annotated[str, typer.Argument(help="Rule id: the lane's name.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many messages.")]
+_DEFAULT_CONFIG = Path("mq2mqtt.yaml")
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
+    if value:
+        typer.echo(f"mq2mqtt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    *,
+    once: Annotated[bool, typer.Option("--once", help="End after the round trip instead of staying up.")] = False,
+    rocketmq: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Name server of a RocketMQ to use; default: start one.")
+    ] = None,
+) -> None:
+    """Start a real RocketMQ and an MQTT broker with the bridge, and show a round trip both ways."""
+    from mq2mqtt.quickstart.session import quickstart as session  # noqa: PLC0415 - the other commands start faster
+
+    raise typer.Exit(_run(session(once=once, rocketmq=rocketmq)))
+
+
+@app.command()
+def run(
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="MQTT address, instead of mqtt.listen.")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
+) -> None:
+    """Run an amqtt broker with the bridge in it."""
+    from mq2mqtt_amqtt.run import serve  # noqa: PLC0415 - amqtt is slow to import
+
+    set_up_logging(level=log_level.upper(), json=log_json)
+    loaded = settings.load(config)
+    _run(serve(loaded, config, listen=listen))
+
+
+@app.command()
+def check(
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    create: Annotated[bool, typer.Option("--create", help="Create missing RocketMQ topics.")] = False,
+) -> None:
+    """Validate the configuration, reach RocketMQ, and say which topics are missing."""
+    loaded = settings.load(config)
+    raise typer.Exit(_run(checks.check(loaded, config, create=create)))
+
+
+@config_app.command()
+def example() -> None:
+    """Print a commented configuration."""
+    typer.echo(settings.example(), nl=False)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of the configuration."""
+    typer.echo(json.dumps(settings.schema(), indent=2))
+
+
+@spool_app.command("ls")
+def spool_ls(*, config: ConfigOption = _DEFAULT_CONFIG) -> None:
+    """List the lanes: messages and bytes that wait, the age of the oldest, parked messages."""
+    raise typer.Exit(show.list_lanes(settings.load(config)))
+
+
+@spool_app.command("show")
+def spool_show(lane: LaneArgument, *, config: ConfigOption = _DEFAULT_CONFIG, limit: LimitOption = 20) -> None:
+    """Show the messages that wait in a lane, oldest first."""
+    raise typer.Exit(show.show_lane(settings.load(config), lane, limit=limit))
+
+
+@parked_app.command("ls")
+def parked_ls(*, config: ConfigOption = _DEFAULT_CONFIG) -> None:
+    """List parked messages: rule, number, when, why."""
+    raise typer.Exit(show.list_parked_messages(settings.load(config)))
+
+
+@parked_app.command("show")
+def parked_show(lane: LaneArgument, *, config: ConfigOption = _DEFAULT_CONFIG, limit: LimitOption = 20) -> None:
+    """Show a rule's parked messages whole, oldest first."""
+    raise typer.Exit(show.show_parked(settings.load(config), lane, limit=limit))
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+def main() -> None:
+    """Entry point: what an operator did wrong is one clear line and exit code 2."""
+    try:
+        app()
+    except BridgeError as error:
+        typer.echo(f"mq2mqtt: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,169 @@
+"""From a RocketMQ topic to devices: each message is settled exactly once, with the best outcome of its receivers."""
+
+import asyncio
+from functools import partial
+
+from loguru import logger
+
+from mq2mqtt.errors import BridgeError, LaneError, LinkError, UnmappableMessageError
+from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
+from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
+from mq2mqtt.mapping import is_own, to_mqtt
+from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.rules import InboundRule
+from mq2mqtt.settings import Limits
+from mq2mqtt.spool.frame import Frame, FrameKind
+from mq2mqtt.spool.parked import ParkedStore
+from mq2mqtt.telemetry import RuleTelemetry, Trouble
+
+__all__ = ["Downlink"]
+
+_RETRY_SECONDS = 1.0
+
+
+def _frame(message: ReceivedMessage) -> Frame:
+    """Return `message` as a parked record holds it."""
+    properties = "".join(f"{name}\x01{value}\x02" for name, value in message.properties.items())
+    return Frame(FrameKind.ROCKETMQ, 0, message.born_ms * 1000, "", message.topic, properties.encode(), message.body)
+
+
+class Downlink:
+    """Carries one inbound rule's RocketMQ topic to the host."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each
+        self,
+        *,
+        rule: InboundRule,
+        group: str,
+        host: MqttHost,
+        link: RocketLink,
+        limits: Limits,
+        parked: ParkedStore,
+        telemetry: RuleTelemetry,
+    ) -> None:
+        self.rule = rule
+        self.group = group
+        self._host = host
+        self._link = link
+        self._limits = limits
+        self._parked = parked
+        self._telemetry = telemetry
+        self._subscription: Subscription | None = None
+        self._outcome = asyncio.Event()
+
+    async def run(self) -> None:
+        """Receive until cancelled; then `close`."""
+        while True:
+            try:
+                await self._receive()
+            except BridgeError as error:
+                self._telemetry.rule_down(Trouble.LINK, str(error))
+            except Exception:  # noqa: BLE001 - a task's top edge: one rule's bug must not stop the others
+                logger.exception("rule {}: unexpected error, subscribing again", self.rule.id)
+                self._telemetry.rule_down(Trouble.LINK, "internal error, see the log")
+            if self._subscription is not None:
+                await self._subscription.close()
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _receive(self) -> None:
+        subscription = await self._link.subscribe(
+            self.rule.source, self.group, tags=self.rule.tags, start=ConsumeFrom(self.rule.start)
+        )
+        self._subscription = subscription
+        async for batch in subscription:
+            self._telemetry.outcomes["received"] += len(batch)
+            self._telemetry.in_flight += len(batch)
+            for message in batch:
+                self._take(subscription, message)
+            # A batch is written in one go; other connections get their turn before the next.
+            await asyncio.sleep(0)
+
+    def _take(self, subscription: Subscription, message: ReceivedMessage) -> None:
+        """Settle `message` one way or another, whatever it holds."""
+        try:
+            self._hand_over(subscription, message)
+        except UnmappableMessageError as error:
+            self._park(subscription, message, error.reason)
+        except Exception:  # noqa: BLE001 - input from outside: one message must not stop those behind it
+            logger.exception("rule {}: unexpected error with a message", self.rule.id)
+            self._park(subscription, message, "internal error, see the log")
+
+    def _hand_over(self, subscription: Subscription, message: ReceivedMessage) -> None:
+        if is_own(message.properties):
+            self._telemetry.skipped()
+            subscription.settle(message)
+            return
+        inbound = to_mqtt(message, parent=self.rule.target, limits=self._limits)
+        for name in inbound.invalid:
+            self._telemetry.invalid_properties[name] += 1
+        settled = partial(self._settled, subscription, message)
+        handed = partial(self._telemetry.handed, message.born_ms)
+        if inbound.p2p_target is None:
+            self._host.publish(inbound.message, settled, shown_topic=inbound.shown_topic, handed=handed)
+        elif self._host.is_online(inbound.p2p_target):
+            self._host.deliver(inbound.p2p_target, inbound.message, settled, handed=handed)
+        else:
+            settled(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+
+    def _settled(self, subscription: Subscription, message: ReceivedMessage, delivery: Delivery) -> None:
+        self._telemetry.settled(delivery)
+        self._outcome.set()
+        subscription.settle(message)
+
+    def _park(self, subscription: Subscription, message: ReceivedMessage, reason: str) -> None:
+        """Put `message` aside for an operator.
+
+        Where there is no room it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
+        """
+        where = f"{message.broker}/{message.queue_id}/{message.offset}"
+        try:
+            self._parked.append(_frame(message), key=where, reason=reason)
+        except LaneError as error:
+            logger.error(
+                "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, where, reason, error
+            )
+            self._telemetry.settled(Delivery(Outcome.DROPPED, DropReason.PARKING_FULL))
+        else:
+            self._telemetry.parked(where, reason)
+        subscription.settle(message)
+
+    def refresh_gauges(self) -> None:
+        """Bring the gauges up to date; called before each scrape."""
+        self._telemetry.parked_messages = self._parked.count
+        if self._subscription is not None:
+            self._telemetry.lag = self._subscription.lag
+
+    def watch(self) -> None:
+        """Bring the rule's state up to date; called about once a second."""
+        subscription = self._subscription
+        if subscription is None:
+            return
+        if subscription.problem is None:
+            self._telemetry.rule_up(Trouble.LINK)
+        else:
+            self._telemetry.rule_down(Trouble.LINK, subscription.problem)
+
+    async def check_group(self, node: str) -> None:
+        """Look for another bridge in this rule's own group: it would take a share of the messages away."""
+        if self._subscription is None or self.rule.group is not None:
+            return
+        try:
+            members = await self._subscription.members()
+        except LinkError:
+            return  # `watch` tells what is wrong with the link
+        strangers = [member.client_id for member in members if not member.ours]
+        if strangers:
+            reason = f"another bridge uses node {node} ({', '.join(strangers)}): give each bridge its own `node`"
+            self._telemetry.rule_down(Trouble.GROUP, reason)
+        else:
+            self._telemetry.rule_up(Trouble.GROUP)
+
+    async def close(self) -> None:
+        """Wait for the outcome of what is in flight, commit it, and leave the group. `run` has been cancelled."""
+        try:
+            while self._telemetry.in_flight:
+                self._outcome.clear()
+                await self._outcome.wait()
+        finally:
+            if self._subscription is not None:
+                await self._subscription.close()

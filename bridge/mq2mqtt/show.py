@@ -1,0 +1,107 @@
+"""What `mq2mqtt spool` and `mq2mqtt parked` print. Takes no locks: the bridge may be running."""
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import typer
+
+from mq2mqtt.errors import ConfigError, LaneError
+from mq2mqtt.settings import Settings
+from mq2mqtt.spool.frame import Frame, FrameKind
+from mq2mqtt.spool.inspect import LaneSummary, read_entries, summarize_all
+from mq2mqtt.spool.parked import ParkedMessage, list_parked
+
+__all__ = ["list_lanes", "list_parked_messages", "show_lane", "show_parked"]
+
+_OK, _PROBLEMS = 0, 1
+_MAX_PAYLOAD_SHOWN = 512
+
+
+def list_lanes(settings: Settings) -> int:
+    """Print one line per lane."""
+    summaries = summarize_all(settings.spool.path)
+    _table(("LANE", "TARGET", "MESSAGES", "BYTES", "OLDEST", "PARKED"), map(_lane_row, summaries))
+    for summary in summaries:
+        if summary.problem:
+            typer.echo(f"PROBLEM  {summary.problem}")
+    return _PROBLEMS if any(summary.problem for summary in summaries) else _OK
+
+
+def _lane_row(summary: LaneSummary) -> tuple[str, ...]:
+    age = "-" if summary.oldest_us is None else f"{max(0.0, time.time() - summary.oldest_us / 1e6):.0f} s"
+    counts = (str(summary.messages), str(summary.bytes), age, str(summary.parked))
+    return (summary.rule, summary.target or "-", *counts)
+
+
+def show_lane(settings: Settings, lane: str, *, limit: int) -> int:
+    """Print the messages that wait in `lane`, oldest first."""
+    path = _directory(settings, lane)
+    try:
+        for entry in islice(read_entries(path), limit):
+            typer.echo(f"offset {entry.offset}  accepted {_time(entry.frame.accepted_us)}")
+            _show_frame(entry.frame)
+    except LaneError as error:
+        typer.echo(f"PROBLEM  {error}")
+        return _PROBLEMS
+    return _OK
+
+
+def list_parked_messages(settings: Settings) -> int:
+    """Print one line per parked message of all rules."""
+    spool = settings.spool.path
+    rows: list[tuple[str, ...]] = []
+    for path in sorted(spool.iterdir()) if spool.is_dir() else ():
+        if path.is_dir():
+            rows += [(path.name, parked.key, _time(parked.parked_us), parked.reason) for parked in list_parked(path)]
+    _table(("RULE", "KEY", "PARKED", "REASON"), rows)
+    return _OK
+
+
+def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
+    """Print a rule's parked messages whole, oldest first."""
+    for parked in list_parked(_directory(settings, lane))[:limit]:
+        _show_parked(parked)
+    return _OK
+
+
+def _show_parked(parked: ParkedMessage) -> None:
+    typer.echo(f"key {parked.key}  parked {_time(parked.parked_us)}  reason: {parked.reason}")
+    _show_frame(parked.frame)
+
+
+def _show_frame(frame: Frame) -> None:
+    if frame.kind == FrameKind.ROCKETMQ:
+        typer.echo(f"  RocketMQ topic {frame.topic}, born {_time(frame.accepted_us)}")
+        for text in frame.properties.decode("utf-8", "backslashreplace").split("\x02"):
+            name, _, value = text.partition("\x01")
+            if name:
+                typer.echo(f"  {name} = {value}")
+    else:
+        flags = [f"QoS {frame.qos}", "clean session" if frame.clean_session else "persistent session"]
+        flags += ["retain"] if frame.retain else []
+        flags += ["will"] if frame.will else []
+        typer.echo(f"  MQTT topic {frame.topic!r}, client {frame.client_id!r}, {', '.join(flags)}")
+    more = f" ... {len(frame.payload)} bytes in all" if len(frame.payload) > _MAX_PAYLOAD_SHOWN else ""
+    typer.echo(f"  payload {frame.payload[:_MAX_PAYLOAD_SHOWN]!r}{more}")
+
+
+def _directory(settings: Settings, lane: str) -> Path:
+    path = settings.spool.path / lane
+    if not path.is_dir() or path.parent != settings.spool.path:
+        known = ", ".join(summary.rule for summary in summarize_all(settings.spool.path)) or "none yet"
+        raise ConfigError(f"there is no lane {lane} in {settings.spool.path} (lanes: {known})")
+    return path
+
+
+def _time(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat(timespec="milliseconds")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

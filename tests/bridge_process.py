@@ -1,0 +1,108 @@
+"""`mq2mqtt run` as a process of its own, for tests that look at it as a user does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from mq2mqtt.quickstart.ports import free_ports
+
+_START_SECONDS = 30.0
+
+
+class BridgeProcess:
+    """A broker with the bridge in it. `config` is changed by the test before `start`."""
+
+    def __init__(self, directory: Path, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.mqtt_port, admin_port = free_ports(2)
+        self.admin_url = f"http://127.0.0.1:{admin_port}"
+        self.config: dict[str, Any] = {
+            "node": "test",
+            "rocketmq": {"namesrv": namesrv},
+            "spool": {"path": "spool"},
+            "admin": {"listen": f"127.0.0.1:{admin_port}"},
+            "mqtt": {"listen": f"127.0.0.1:{self.mqtt_port}"},
+            "rules": rules,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def config_file(self) -> Path:
+        return self.directory / "mq2mqtt.yaml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / "bridge.log"
+
+    def write_config(self) -> None:
+        self.config_file.write_text(yaml.safe_dump(self.config, sort_keys=False))
+
+    def start(self, *, ready: bool = True) -> None:
+        """Start it; with `ready` wait until `/readyz` says so, else until it listens."""
+        self.write_config()
+        command = [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
+
+    def _answers(self, *, ready: bool) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the bridge ended:\n{self.log()}"
+        try:
+            status, _ = self.get("/readyz" if ready else "/healthz")
+        except OSError:
+            return False
+        return status == 200
+
+    def describe(self) -> str:
+        return f"the bridge is not ready\n{self.log()}"
+
+    def log(self) -> str:
+        return self.log_file.read_text()[-8000:]
+
+    def get(self, path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(self.admin_url + path, timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def readiness(self) -> dict[str, dict[str, Any]]:
+        """The rules of `/readyz` by id."""
+        return {rule["id"]: rule for rule in json.loads(self.get("/readyz")[1])["rules"]}
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of `name` that have `labels`."""
+        families = text_string_to_metric_families(self.get("/metrics")[1])
+        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+
+def wait_for(condition: Any, *, seconds: float = 20.0, what: Any = "the condition") -> None:  # noqa: ANN401
+    """Wait until `condition()` is true; fail with `what` (a text, or a function that makes one)."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what() if callable(what) else what
+        time.sleep(0.05)

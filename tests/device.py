@@ -1,0 +1,74 @@
+"""A device: paho-mqtt as its users use it, with what a test waits for."""
+
+import socket
+import threading
+from typing import Any, Self
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+_SECONDS = 20.0
+
+
+class Device:
+    """An MQTT 3.1.1 client on loopback. `received` grows as messages come."""
+
+    def __init__(self, port: int, client_id: str, *, clean: bool = True) -> None:
+        self._port = port
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=clean)
+        self.client.max_inflight_messages_set(100)
+        self.client.max_queued_messages_set(0)
+        self.client.on_connect = self._on_connect
+        self.client.on_subscribe = self._on_subscribe
+        self.client.on_message = self._on_message
+        self.received: list[paho.MQTTMessage] = []
+        self._published: list[paho.MQTTMessageInfo] = []
+        self._connected = threading.Event()
+        self._subscribed = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def connect(self) -> None:
+        self.client.connect("127.0.0.1", self._port)
+        self.client.loop_start()
+        assert self._connected.wait(_SECONDS), "no CONNACK"
+
+    def cut(self) -> None:
+        """Lose the connection without DISCONNECT."""
+        self.client.on_disconnect = lambda *_: self.client.loop_stop()
+        sock = self.client.socket()
+        assert sock is not None
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, wait: bool = True) -> None:
+        info = self.client.publish(topic, payload, qos=qos, retain=retain)
+        if wait:
+            info.wait_for_publish(_SECONDS)
+            assert info.is_published(), "not acknowledged"
+        else:
+            self._published.append(info)
+
+    def wait_published(self) -> None:
+        for info in self._published:
+            info.wait_for_publish(_SECONDS)
+            assert info.is_published(), "not acknowledged"
+
+    def subscribe(self, topic_filter: str, *, qos: int) -> None:
+        self._subscribed.clear()
+        self.client.subscribe(topic_filter, qos)
+        assert self._subscribed.wait(_SECONDS), "no SUBACK"
+
+    def _on_connect(self, *_: Any) -> None:  # noqa: ANN401 - paho's callbacks
+        self._connected.set()
+
+    def _on_subscribe(self, *_: Any) -> None:  # noqa: ANN401
+        self._subscribed.set()
+
+    def _on_message(self, _: Any, __: Any, message: paho.MQTTMessage) -> None:  # noqa: ANN401
+        self.received.append(message)

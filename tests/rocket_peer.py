@@ -1,0 +1,93 @@
+"""A RocketMQ application for tests that are not coroutines: sends, and collects what a topic gets."""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from mq2mqtt.link import ConsumeFrom
+from mq2mqtt.link.native import NativeLink
+from mq2mqtt.message import ReceivedMessage, RocketMessage
+from tests.bridge_process import wait_for
+
+_Result = TypeVar("_Result")
+
+
+class RocketPeer:
+    """Runs a link in a thread of its own. Use as a context manager."""
+
+    def __init__(self, namesrv: str) -> None:
+        self._namesrv = namesrv
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rocket-peer", daemon=True)
+        self._collectors: list[asyncio.Task[None]] = []
+        self._next = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._link = NativeLink(namesrv=self._namesrv, client_id=f"peer@{uuid.uuid4().hex}")
+        self._do(self._link.start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _close(self) -> None:
+        for task in self._collectors:
+            task.cancel()
+        await asyncio.gather(*self._collectors, return_exceptions=True)
+        await self._link.close()
+
+    def _do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
+
+    def send(self, topic: str, body: bytes, *, tag: str | None = "MQ2MQTT", **properties: str) -> None:
+        """Send one message to a queue of `topic`, the queues in turn."""
+        self.send_many(topic, [body], tag=tag, **properties)
+
+    def send_many(self, topic: str, bodies: list[bytes], *, tag: str | None = "MQ2MQTT", **properties: str) -> None:
+        """Send messages with equal properties as one batch to one queue."""
+        tags = {} if tag is None else {"TAGS": tag}
+        messages = [RocketMessage(topic, body, {**tags, **properties}) for body in bodies]
+        self._do(self._send(topic, messages))
+
+    async def _send(self, topic: str, messages: list[RocketMessage]) -> None:
+        queues = await self._link.queues(topic)
+        self._next += 1
+        await self._link.send(queues[self._next % len(queues)], messages)
+
+    @contextmanager
+    def collect(self, topic: str) -> Iterator[list[ReceivedMessage]]:
+        """All messages of `topic`, in a list that grows."""
+        messages: list[ReceivedMessage] = []
+        task = asyncio.run_coroutine_threadsafe(self._start_collecting(topic, messages), self._loop).result(60)
+        try:
+            yield messages
+        finally:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    async def _start_collecting(self, topic: str, messages: list[ReceivedMessage]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._collect(topic, messages), name=f"collect {topic}")
+        self._collectors.append(task)
+        return task
+
+    async def _collect(self, topic: str, messages: list[ReceivedMessage]) -> None:
+        group = f"GID_peer_{uuid.uuid4().hex[:12]}"
+        subscription = await self._link.subscribe(topic, group, tags="*", start=ConsumeFrom.EARLIEST)
+        try:
+            async for batch in subscription:
+                for message in batch:
+                    messages.append(message)
+                    subscription.settle(message)
+        finally:
+            await subscription.close()
+
+
+def wait_for_messages(messages: list[Any], count: int, *, seconds: float = 30.0) -> None:
+    """Wait until at least `count` messages are there."""
+    wait_for(lambda: len(messages) >= count, seconds=seconds, what=lambda: f"{len(messages)} of {count} messages")
