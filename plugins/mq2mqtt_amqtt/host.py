@@ -1,0 +1,166 @@
+"""`MqttHost` over an amqtt broker in this process.
+
+The private side of amqtt is used here and in the modules that this one puts together: `subscriptions` (its table),
+`lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its adapters) and `announce`.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from amqtt.broker import Broker
+from amqtt.contexts import Action
+from amqtt.events import BrokerEvents
+from amqtt.session import Session
+from loguru import logger
+
+from mq2mqtt.host import Delivery, DropReason, Intake, Outcome, Settled
+from mq2mqtt.message import ClientEventType, MqttMessage
+from mq2mqtt_amqtt.announce import listens
+from mq2mqtt_amqtt.connection import Connection
+from mq2mqtt_amqtt.fanout import Fanout, Parcel
+from mq2mqtt_amqtt.lifecycle import Lifecycle
+from mq2mqtt_amqtt.packets import Frame, Publish
+from mq2mqtt_amqtt.patch import check_version, replace
+from mq2mqtt_amqtt.subscriptions import Subscriptions
+from mq2mqtt_amqtt.wills import Wills
+
+__all__ = ["AmqttHost"]
+
+
+class AmqttHost:
+    """Implements `mq2mqtt.host.MqttHost`. Make it before the broker starts.
+
+    `intake` is where publishes and events go; set it before the first client connects.
+
+    Raises:
+        ConfigError: this version of amqtt is not supported.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        check_version()
+        self._broker = broker
+        self.intake: Intake | None = None
+        self._topic_filtering = broker._topic_filtering  # noqa: SLF001 - see the module docstring
+        replace(broker, "_topic_filtering", self._permitted)
+        self._subscriptions = Subscriptions(broker)
+        self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
+        self._asking: set[asyncio.Task[None]] = set()
+
+    # What the bridge asks.
+
+    @property
+    def connected_clients(self) -> int:
+        """How many clients are connected now."""
+        return len(self._lifecycle.online)
+
+    def is_online(self, client_id: str) -> bool:
+        """Whether `client_id` has a live connection."""
+        return client_id in self._lifecycle.online
+
+    async def kick(self, client_id: str) -> None:
+        """Close the client's connection, if it has one; its will is published."""
+        await self._lifecycle.kick(client_id)
+
+    async def close(self) -> None:
+        """Refuse new connections and end all there are."""
+        await self._lifecycle.close()
+
+    def publish(
+        self, message: MqttMessage, settled: Settled, *, shown_topic: str | None = None, handed: Callable[[], None]
+    ) -> None:
+        """See `mq2mqtt.host.MqttHost.publish`."""
+        online = self._lifecycle.online
+        receivers: list[tuple[Connection, int]] = []
+        away = 0
+        for session, granted in self._subscriptions.of(message.topic):
+            qos = min(message.qos, granted)
+            connection = online.get(session.client_id or "")
+            if connection is not None:
+                receivers.append((connection, qos))
+            elif qos and not session.clean_session and not session.is_anonymous:
+                away += 1
+        if not receivers and not away:
+            settled(Delivery(Outcome.NO_SUBSCRIBER))
+            return
+        fanout = Fanout(settled, handed, receivers=len(receivers) + away)
+        for _ in range(away):
+            fanout.done(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT)
+        frames: dict[int, Frame] = {}
+        unasked: list[tuple[Connection, Parcel]] = []
+        for connection, qos in receivers:
+            frame = frames.get(qos)
+            if frame is None:
+                frame = frames[qos] = Frame(shown_topic or message.topic, message.payload, qos)
+            parcel = Parcel(fanout, frame, ready=not self.restricted)
+            connection.outbox.send(parcel)
+            if not parcel.ready and not parcel.settled:
+                unasked.append((connection, parcel))
+        if unasked:
+            task = asyncio.create_task(self._ask(message.topic, unasked), name="mq2mqtt.receive-acl")
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, topic: str, receivers: list[tuple[Connection, Parcel]]) -> None:
+        """Ask the broker's plugins for each receiver; the parcels keep their places meanwhile."""
+        for connection, parcel in receivers:
+            permitted = False
+            try:
+                if connection.session is not None:
+                    permitted = await self._topic_filtering(connection.session, topic, Action.RECEIVE)
+            except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
+                logger.exception("a plugin failed to say whether client {} may receive", connection.client_id)
+            if permitted:
+                parcel.ready = True
+                connection.outbox.pump()
+            else:
+                connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
+
+    def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
+        """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""
+        connection = self._lifecycle.online.get(client_id)
+        if connection is None:
+            settled(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+            return
+        fanout = Fanout(settled, handed, receivers=1)
+        connection.outbox.send(Parcel(fanout, Frame(message.topic, message.payload, message.qos)))
+
+    # What connections ask.
+
+    @property
+    def restricted(self) -> bool:
+        """Whether any plugin filters topics."""
+        manager = self._broker.plugins_manager
+        return bool(manager._topic_plugins) and manager.is_topic_filtering_enabled()  # noqa: SLF001 - no public way
+
+    async def may_publish(self, session: Session, topic: str) -> bool:
+        """Ask the plugins that filter topics."""
+        return await self._topic_filtering(session, topic, Action.PUBLISH)
+
+    async def _permitted(self, session: Session, topic: str, action: Action) -> bool:
+        """Answer amqtt's routing: what a client published has passed `may_publish` before it got there."""
+        return action is Action.PUBLISH or await self._topic_filtering(session, topic, action)
+
+    def wanted(self, publish: Publish) -> bool:
+        """Whether anything in the broker wants to see `publish`: most telemetry has no reader but RocketMQ."""
+        manager = self._broker.plugins_manager
+        return (
+            publish.retain
+            or bool(self._subscriptions.of(publish.topic))
+            or listens(manager, BrokerEvents.MESSAGE_RECEIVED)
+            or listens(manager, BrokerEvents.MESSAGE_BROADCAST)
+        )
+
+    def online(self, connection: Connection) -> None:
+        """CONNACK has been sent."""
+        self._lifecycle.online[connection.client_id] = connection
+        if self.intake is not None:
+            self.intake.on_client_event(connection.event(ClientEventType.CONNECT))
+
+    def offline(self, connection: Connection) -> None:
+        """The connection is ending."""
+        if self._lifecycle.online.get(connection.client_id) is connection:
+            del self._lifecycle.online[connection.client_id]
+
+    async def finish(self, connection: Connection) -> None:
+        """The connection is at its end."""
+        await self._lifecycle.finish(connection)

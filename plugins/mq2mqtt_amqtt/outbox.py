@@ -1,0 +1,200 @@
+"""What one connection is to receive from the bridge: queue, window, packet identifiers, timeouts.
+
+amqtt's `mqtt_publish` costs a task and a timer for each message, and a device that does not acknowledge holds them
+for 5 s each. Here a message costs one entry, and a connection one timer.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from typing import Any, Final, cast
+
+from amqtt.session import Session
+
+from mq2mqtt.host import DELIVERY_TIMEOUT, DropReason, Outcome
+from mq2mqtt_amqtt.fanout import Parcel
+from mq2mqtt_amqtt.packets import PUBREL, acknowledgement
+from mq2mqtt_amqtt.wire import BUFFER_HIGH, Wire
+
+__all__ = ["Outbox"]
+
+WINDOW: Final = 100
+"""Unacknowledged QoS 1 and 2 messages on a connection.
+
+More would only wait in the device's socket. One that timed out keeps its place and its packet identifier until the
+device acknowledges it or the connection ends: the device may still do so, and another message under the same
+identifier would be taken for acknowledged.
+"""
+
+MAX_UNSETTLED: Final = 10_000
+"""Entries of a connection's queue; they share their payloads with those of other receivers."""
+
+STUCK_UNSETTLED: Final = 250
+"""A quarter of the 1000 messages of a RocketMQ queue that the bridge holds unsettled (design section 2).
+
+Each message to a device that has stopped reading would hold its place there for 5 s, and a few hundred of them the
+messages for everybody else. So a device with more than this many, and without an acknowledgement or a byte taken for
+`STUCK_SECONDS`, gets nothing more queued until it moves again.
+"""
+
+STUCK_SECONDS: Final = 1.0
+
+
+class Outbox:
+    """Sends parcels in the order of `send`, and settles each at the latest `DELIVERY_TIMEOUT` after it.
+
+    Its unacknowledged packet identifiers stand in `session.inflight_out` too, where amqtt looks for free ones;
+    `close` takes them out again, so that amqtt never sends anything of ours a second time.
+    """
+
+    def __init__(self, *, wire: Wire, session: Session, client_id: str) -> None:
+        self._wire = wire
+        self._session = session
+        self._client_id = client_id
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Parcel] = deque()  # bounded by MAX_UNSETTLED; dead entries leave from its head
+        self._unsettled: OrderedDict[Parcel, None] = OrderedDict()  # in the order of their deadlines
+        self._in_flight: dict[int, tuple[Parcel, int]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._written = 0
+        self._drained_mark = 0
+        self._progress_at = self._loop.time()
+        self._expired = False
+        self._closed = False
+
+    def send(self, parcel: Parcel) -> None:
+        """Queue `parcel`, or settle it at once when the connection is closed or stuck."""
+        if self._closed:
+            parcel.settle(Outcome.DROPPED, DropReason.DISCONNECTED)
+            return
+        if parcel.ready and not self._queue and self._may_pass(parcel):
+            self._write(parcel)
+            return
+        waiting = len(self._unsettled)
+        if waiting >= MAX_UNSETTLED or (waiting > STUCK_UNSETTLED and self._stuck()):
+            parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
+            return
+        now = self._loop.time()
+        if not waiting and not self._expired:
+            self._progress_at = now  # idle until now: the clock of `_stuck` starts here
+        parcel.deadline = now + DELIVERY_TIMEOUT
+        self._unsettled[parcel] = None
+        self._queue.append(parcel)
+        if self._timer is None:
+            self._timer = self._loop.call_at(parcel.deadline, self._expire)
+        self.pump()
+
+    def _may_pass(self, parcel: Parcel) -> bool:
+        """Whether a message that nobody acknowledges can be written without being queued."""
+        frame = parcel.frame
+        return frame is not None and not frame.qos and self._draining is None and self._wire.buffered <= BUFFER_HIGH
+
+    def discard(self, parcel: Parcel, reason: DropReason) -> None:
+        """Settle a parcel that must not be sent after all."""
+        self._unsettled.pop(parcel, None)
+        parcel.settle(Outcome.DROPPED, reason)
+        self.pump()
+
+    def pump(self) -> None:
+        """Write what may be written now."""
+        queue = self._queue
+        while queue:
+            parcel = queue[0]
+            if parcel.frame is None:
+                queue.popleft()
+                continue
+            if not parcel.ready or self._draining is not None:
+                return
+            if parcel.frame.qos and len(self._in_flight) >= WINDOW:
+                return
+            if self._wire.buffered > BUFFER_HIGH:
+                self._draining = asyncio.create_task(self._drain(), name=f"mq2mqtt.drain[{self._client_id}]")
+                return
+            queue.popleft()
+            self._write(parcel)
+
+    def _write(self, parcel: Parcel) -> None:
+        frame = parcel.frame
+        assert frame is not None  # noqa: S101 - only live parcels come here
+        number = 0
+        if frame.qos:
+            number = self._session.next_packet_id
+            self._in_flight[number] = (parcel, frame.qos)
+            # amqtt only ever looks at the keys, unless it finds entries there when a session resumes: see `close`.
+            self._session.inflight_out[number] = cast("Any", parcel)
+        data = frame.encode(number)
+        self._wire.write(data)
+        self._written += len(data)
+        parcel.fanout.handed()
+        if not frame.qos:
+            self._unsettled.pop(parcel, None)
+            parcel.settle(Outcome.DELIVERED)
+
+    async def _drain(self) -> None:
+        await self._wire.drained()
+        self._draining = None
+        self._progress()
+        self.pump()
+
+    def acknowledged(self, number: int, *, qos: int) -> bool:
+        """PUBACK (`qos` 1) or PUBCOMP (`qos` 2) came; false when the packet identifier is none of ours."""
+        entry = self._in_flight.get(number)
+        if entry is None or entry[1] != qos:
+            return False
+        parcel = entry[0]
+        del self._in_flight[number]
+        self._session.inflight_out.pop(number, None)
+        self._unsettled.pop(parcel, None)
+        self._progress()
+        parcel.settle(Outcome.DELIVERED)
+        self.pump()
+        return True
+
+    def received(self, number: int) -> bool:
+        """PUBREC came: answer PUBREL, also for a message that has timed out; false when it is none of ours."""
+        entry = self._in_flight.get(number)
+        if entry is None or entry[1] == 1:
+            return False
+        self._progress()
+        self._wire.write(acknowledgement(PUBREL, number))
+        return True
+
+    def _progress(self) -> None:
+        self._progress_at = self._loop.time()
+        self._expired = False
+
+    def _stuck(self) -> bool:
+        """Whether nothing has moved for a while, as seen by acknowledgements and by the write buffer."""
+        drained = self._written - self._wire.buffered
+        if drained > self._drained_mark:
+            self._drained_mark = drained
+            self._progress()
+        return self._loop.time() - self._progress_at > STUCK_SECONDS
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._unsettled:
+            parcel = next(iter(self._unsettled))
+            if parcel.deadline > now:
+                self._timer = self._loop.call_at(parcel.deadline, self._expire)
+                break
+            del self._unsettled[parcel]
+            self._expired = True
+            parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
+        self.pump()
+
+    def close(self) -> None:
+        """Settle everything as `disconnected` and free the packet identifiers. Idempotent."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._draining is not None:
+            self._draining.cancel()
+        for number in self._in_flight:
+            self._session.inflight_out.pop(number, None)
+        self._in_flight.clear()
+        self._queue.clear()
+        while self._unsettled:
+            parcel, _ = self._unsettled.popitem(last=False)
+            parcel.settle(Outcome.DROPPED, DropReason.DISCONNECTED)
