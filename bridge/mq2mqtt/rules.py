@@ -81,9 +81,7 @@ def _consumer_group(value: str) -> str:
 
 def _group_id(value: str) -> str:
     if not GROUP_ID_PATTERN.fullmatch(value):
-        raise ValueError(
-            f"{value!r} is no GroupID: use GID_ or GID- and then letters, digits, '-' and '_', 7 to 64 characters in all"
-        )
+        raise ValueError(f"{value!r} is no GroupID: use GID_ or GID- and then 3 to 60 letters, digits, '-' and '_'")
     return value
 
 
@@ -111,6 +109,10 @@ class _RuleBase(BaseModel):
         "disk and in RocketMQ go by it.",
         examples=["telemetry-out"],
     )
+    # The kinds of rules say what these three are; they stand here for the order of the fields.
+    type: str
+    source: str
+    target: str
     description: str = Field(default="", description="Free text.")
     enabled: bool = Field(
         default=True,

@@ -1,0 +1,131 @@
+"""Types of settings' fields: what an operator may write, and the words when it is something else."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
+
+__all__ = [
+    "AddressMap",
+    "Driver",
+    "HostUrl",
+    "Listen",
+    "NameServers",
+    "Node",
+    "Secret",
+    "Size",
+    "StoreUrl",
+    "Text",
+    "read_secret",
+    "split_address",
+]
+
+_MAX_PORT: Final = 65_535
+_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_NODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+# The host in brackets is an IPv6 address.
+_ADDRESS = re.compile(r"(\[[^\s\[\]]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
+_SIZE = re.compile(r"([0-9]+) ?([A-Za-z]*)")
+_HOST_URL = re.compile(r"(?:mqtts?://[^/@]+|unix:///.+)")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split a valid `host:port`; brackets of an IPv6 address are taken off."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _address(value: str) -> str:
+    matched = _ADDRESS.fullmatch(value)
+    if matched is None or int(matched[2]) > _MAX_PORT:
+        raise ValueError(f"{value!r} is no host:port: write for example 127.0.0.1:9876, or [::1]:9876 for IPv6")
+    return value
+
+
+def _server_address(value: str) -> str:
+    if split_address(_address(value))[1] == 0:
+        raise ValueError(f"{value!r} has port 0, which nobody can connect to")
+    return value
+
+
+def _name_servers(value: str) -> str:
+    return ";".join(_server_address(server.strip()) for server in value.split(";"))
+
+
+def _address_map(value: dict[str, str]) -> dict[str, str]:
+    return {_server_address(announced): _server_address(reached) for announced, reached in value.items()}
+
+
+def _node(value: str) -> str:
+    if not _NODE.fullmatch(value):
+        raise ValueError(f"{value!r} is no node name: use 1 to 32 letters, digits, '-' and '_'")
+    return value
+
+
+def _driver(value: str) -> str:
+    if value != "native":
+        raise ValueError(f"driver {value!r} is not available yet; use 'native'")
+    return value
+
+
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    matched = _SIZE.fullmatch(value)
+    if matched is None or matched[2] not in _UNITS:
+        raise ValueError(
+            f"{value!r} is no size: write bytes as a number, or with B, KiB, MiB, GiB or TiB, as in 512MiB"
+        )
+    return int(matched[1]) * _UNITS[matched[2]]
+
+
+def _store_url(value: str) -> str:
+    # The value is never shown: it may hold a password.
+    if "://" not in value:
+        raise ValueError("is no database URL: write for example sqlite+aiosqlite:///var/mq2mqtt.db")
+    return value
+
+
+def _host_url(value: str) -> str:
+    # As above.
+    if not _HOST_URL.fullmatch(value):
+        raise ValueError(
+            "is no broker URL: write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///PATH; user and password go into "
+            "host.username and host.password"
+        )
+    return value
+
+
+def read_secret(file: Path) -> SecretStr:
+    """Return what `file` holds; raises `ValueError` with words that follow its name."""
+    try:
+        text = file.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        # Its text would show a part of the secret.
+        raise ValueError("is not UTF-8") from None
+    if not text:
+        raise ValueError("is empty")
+    return SecretStr(text)
+
+
+def _text(format_name: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "format": format_name})
+
+
+Listen = Annotated[str, AfterValidator(_address), _text("host:port")]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema({"type": ["integer", "string"], "format": "size", "pattern": f"^{_SIZE.pattern}$"}),
+]
+Text = Annotated[str, Field(min_length=1)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+NameServers = Annotated[str, AfterValidator(_name_servers), _text("host:port")]
+AddressMap = Annotated[dict[str, str], AfterValidator(_address_map)]
+Node = Annotated[str, AfterValidator(_node)]
+Driver = Annotated[Literal["native", "librocketmq", "grpc"], AfterValidator(_driver)]
+StoreUrl = Annotated[str, AfterValidator(_store_url), _text("URL")]
+HostUrl = Annotated[str, AfterValidator(_host_url), _text("URL")]
