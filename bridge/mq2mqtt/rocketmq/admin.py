@@ -61,7 +61,7 @@ async def delete_topic(caller: Caller, names: NameServers, topic: str) -> None:
 async def queue_offset(caller: Caller, address: str, code: RequestCode, fields: Mapping[str, str]) -> int:
     """Ask a broker for an offset of one queue."""
     response = require_success(await caller.call(address, code, dict(fields)), address)
-    return int(response.fields["offset"])
+    return response.integer("offset")
 
 
 async def _brokers_with(names: NameServers, topic: str) -> Mapping[str, object]:

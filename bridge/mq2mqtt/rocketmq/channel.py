@@ -77,8 +77,8 @@ class Channel:
             if wait > 0:
                 raise NotConnected(self._target, self._reason, retry_after=wait)
             self._connecting = loop.create_task(self._connect(), name=f"rocketmq.connect[{self._target}]")
-        # All callers share one attempt; one that is cancelled must not end it for the others.
-        await asyncio.shield(self._connecting)
+        # All callers share one attempt: neither a cancelled caller ends it, nor does its end cancel a caller.
+        await asyncio.wait([self._connecting])
         if self._connection is None:
             wait = max(0.0, self._retry_at - loop.time())
             raise NotConnected(self._target, self._reason, retry_after=wait)

@@ -212,7 +212,9 @@ class Client:
             if response.code in _MASTER_MOVED:
                 self._routes.doubt(topic)
             raise for_code(response.code, response.remark, address=address)
-        offset = int(response.fields.get("queueOffset", -1))
+        # A stored message is not to be reported as failed because of what the answer lacks.
+        stored_at = response.fields.get("queueOffset", "")
+        offset = int(stored_at) if stored_at.isdecimal() else -1
         return SendResult(SendStatus(response.code), broker, queue_id, offset, encoded.message_ids)
 
     # Groups
@@ -376,4 +378,9 @@ class Client:
     def _spawn(self, work: Coroutine[None, None, None], *, name: str) -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s ended", task.get_name(), exc_info=error)

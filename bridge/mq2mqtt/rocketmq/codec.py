@@ -18,6 +18,8 @@ __all__ = ["MAX_BODY", "MAX_INFLATED", "BodyEncoder", "decode_messages", "encode
 MAX_BODY: Final = 4 * 1024 * 1024  # the broker's default for a message and for a whole batch (`maxMessageSize`)
 # Bounds what a compressed body may swell to: a few kilobytes can announce gigabytes.
 MAX_INFLATED: Final = 64 * 1024 * 1024
+_ZSTD_WINDOW: Final = 128 * 1024 * 1024  # what zstd's own decoders accept
+_ZSTD_STEP: Final = 1024
 
 _BATCH_ENTRY: Final = struct.Struct(">iiiii")
 _BATCH_OVERHEAD: Final = _BATCH_ENTRY.size + 2
@@ -48,7 +50,7 @@ def encoded_size(message: Sendable) -> int:
     """
     text = encode_properties(message.properties)
     size = _BATCH_OVERHEAD + len(message.body) + len(text.encode())
-    return size if UNIQ_KEY in message.properties else size + _UNIQ_LENGTH
+    return size if message.properties.get(UNIQ_KEY) else size + _UNIQ_LENGTH
 
 
 class BodyEncoder:
@@ -225,9 +227,7 @@ def _decompress(body: bytes, kind: int) -> bytes:
         inflated = frames.decompress(body, MAX_INFLATED + 1)  # type: ignore[no-untyped-call]
         complete = frames.eof
     elif kind == 2:  # noqa: PLR2004 - CompressionType.ZSTD
-        with zstandard.ZstdDecompressor(max_window_size=MAX_INFLATED).stream_reader(body) as reader:
-            inflated = reader.read(MAX_INFLATED + 1)
-        complete = True
+        inflated, complete = _inflate_zstd(body)
     else:
         raise ValueError(f"compression type {kind} is unknown")
     if len(inflated) > MAX_INFLATED:
@@ -235,3 +235,17 @@ def _decompress(body: bytes, kind: int) -> bytes:
     if not complete:
         raise ValueError("the compressed body is cut short")
     return inflated
+
+
+def _inflate_zstd(body: bytes) -> tuple[bytes, bool]:
+    """Return at least what is within the bound, and whether the frame ended."""
+    # `stream_reader` bounds its output but does not tell a frame that is cut short; this object does the reverse, so
+    # it is fed little by little: 4 bytes can stand for 128 KiB.
+    inflater = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
+    parts: list[bytes] = []
+    total = position = 0
+    while position < len(body) and total <= MAX_INFLATED and not inflater.eof:
+        parts.append(inflater.decompress(body[position : position + _ZSTD_STEP]))
+        total += len(parts[-1])
+        position += _ZSTD_STEP
+    return b"".join(parts), inflater.eof

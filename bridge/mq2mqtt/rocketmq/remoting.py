@@ -54,6 +54,17 @@ class Command(NamedTuple):
         """Whether the peer wants no answer."""
         return bool(self.flag & _ONE_WAY_FLAG)
 
+    def integer(self, name: str) -> int:
+        """Return the integer in field `name`.
+
+        Raises:
+            FrameError: there is none.
+        """
+        try:
+            return int(self.fields[name])
+        except (KeyError, ValueError, TypeError) as error:
+            raise FrameError(f"field {name} of an answer is no integer: {self.fields.get(name)!r}") from error
+
 
 Response = Command
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from mq2mqtt.rocketmq.errors import RocketMQError
+from mq2mqtt.rocketmq.errors import NotConnected, RocketMQError
 from mq2mqtt.rocketmq.route import TopicRoute
 
 __all__ = ["RouteTable"]
@@ -52,7 +52,12 @@ class RouteTable:
         entry.used_at = now
         if entry.route is not None and now - entry.fetched_at <= max_age:
             return entry.route
-        return await asyncio.shield(self._refresh(topic, entry))
+        task = self._refresh(topic, entry)
+        # Not `await task`: neither a cancelled caller ends it for the others, nor does `close` cancel a caller.
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise NotConnected("the name servers", "this client is closed")
+        return task.result()
 
     def cached(self, topic: str) -> TopicRoute | None:
         """Return the last route that was seen, however old, and count that as use."""

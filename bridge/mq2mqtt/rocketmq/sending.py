@@ -35,7 +35,7 @@ class SendResult:
 
     Attributes:
         status: other than `OK`: stored, but the disk or the replica is late.
-        offset: the first message's offset in the queue.
+        offset: the first message's offset in the queue; -1 when the broker does not say.
         message_ids: the messages' `UNIQ_KEY`s, in order.
     """
 
