@@ -4,7 +4,7 @@ import random
 import socket
 from collections.abc import Sequence
 
-__all__ = ["free_port", "free_ports", "is_free"]
+__all__ = ["free_base", "free_port", "free_ports", "is_free"]
 
 # Below Linux's ephemeral range (32768 and up): a server that is stopped and started again must not find its port
 # taken by somebody's outgoing connection.
@@ -32,10 +32,20 @@ def free_port(preferred: int | None = None) -> int:
     """
     if preferred is not None and is_free(preferred):
         return preferred
-    return free_ports((0,))
+    return free_base((0,))
 
 
-def free_ports(offsets: Sequence[int]) -> int:
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return `count` different free ports.
+
+    Raises:
+        OSError: there are not so many.
+    """
+    base = free_base(range(count))
+    return tuple(range(base, base + count))
+
+
+def free_base(offsets: Sequence[int]) -> int:
     """Return a random N such that N + offset is free for each of `offsets`.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Self
 
 from mq2mqtt.errors import BridgeError
 from mq2mqtt.quickstart.jars import rocketmq_jars
-from mq2mqtt.quickstart.ports import free_port, free_ports
+from mq2mqtt.quickstart.ports import free_base, free_port
 from mq2mqtt.quickstart.prerequisites import Say, require_java
 from mq2mqtt.quickstart.process import Child
 from mq2mqtt.quickstart.remoting import RemotingError, ask, broker_addresses, create_topic
@@ -73,7 +73,7 @@ class RocketMQ:
         self.jars = jars
         """Directory of jars; `DIRECTORY/*` is a class path for RocketMQ's tools and Java client too."""
         self.namesrv = f"127.0.0.1:{free_port()}"
-        self.broker_address = f"127.0.0.1:{free_ports(_BROKER_PORT_OFFSETS)}"
+        self.broker_address = f"127.0.0.1:{free_base(_BROKER_PORT_OFFSETS)}"
         self._broker_conf = broker_conf
         self._namesrv: Child | None = None
         self._broker: Child | None = None
