@@ -24,7 +24,8 @@ class BridgeProcess:
     def __init__(self, directory: Path, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.mqtt_port, admin_port = free_ports(2)
+        self.mqtt_port = free_ports((0, 1))
+        admin_port = self.mqtt_port + 1
         self.admin_url = f"http://127.0.0.1:{admin_port}"
         self.config: dict[str, Any] = {
             "node": "test",

@@ -46,6 +46,9 @@ class RocketPeer:
     def _do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
+    def create_topic(self, topic: str, *, queues: int = 4) -> None:
+        self._do(self._link.create_topic(topic, queues=queues))
+
     def send(self, topic: str, body: bytes, *, tag: str | None = "MQ2MQTT", **properties: str) -> None:
         """Send one message to a queue of `topic`, the queues in turn."""
         self.send_many(topic, [body], tag=tag, **properties)

@@ -1,7 +1,7 @@
 """The composition root: builds every part from the settings, runs them, and stops them in the order of the flow."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 
 from loguru import logger
@@ -181,46 +181,57 @@ class Bridge:
         for downlink in self._downlinks:
             downlink.refresh_gauges()
 
-    async def stop(self, deadline: float | None = None) -> None:
-        """Stop in the order of the flow within `deadline` seconds (default: `stop_deadline`). Idempotent.
+    async def stop_receiving(self) -> None:
+        """Take nothing more from RocketMQ and wait for the outcome of what devices were handed. Idempotent.
 
-        The host has stopped bringing publishes. Nothing new is received or sent, and what is in flight gets its
-        answer; after three quarters of the deadline the rest is abandoned: it will be sent or delivered again.
+        Call it while clients are still connected: what they acknowledge now need not be delivered again. After half
+        of `stop_deadline` the rest is abandoned, uncommitted.
+        """
+        receiving, self._receiving = self._receiving, []
+        for task in receiving:
+            task.cancel()
+        await self._settle_within(
+            [downlink.close() for downlink in self._downlinks], 0.5 * self._settings.stop_deadline
+        )
+
+    async def stop(self) -> None:
+        """Stop in the order of the flow within `stop_deadline` seconds. Idempotent.
+
+        The host brings no more publishes. What is being sent gets its answer; after a quarter of the deadline the
+        rest is abandoned: it is in its lane and will be sent again.
         """
         if self._stopped:
             return
         self._stopped = True
-        seconds = self._settings.stop_deadline if deadline is None else deadline
+        await self.stop_receiving()
         self.intake.close()
-        for task in (*self._receiving, *self._watching):
+        for task in self._watching:
             task.cancel()
         for outlet in self._outlets.values():
             outlet.uplink.finish()
-        await self._finish(0.75 * seconds)
-        await self._close_link(max(0.25 * seconds, 0.1))
-        await self.admin.stop()
-        self._close_files()
-        logger.info("bridge {} stopped", self._settings.node)
-
-    async def _finish(self, seconds: float) -> None:
-        """Wait until nothing is in flight, at most `seconds`."""
-        closing = [asyncio.create_task(downlink.close(), name="mq2mqtt.closing") for downlink in self._downlinks]
-        if closing or self._sending:
-            _, late = await asyncio.wait([*closing, *self._sending], timeout=seconds)
+        share = 0.25 * self._settings.stop_deadline
+        if self._sending:
+            _, late = await asyncio.wait(self._sending, timeout=share)
             for task in late:
                 task.cancel()
         abandoned = sum(rule.in_flight for rule in self.telemetry.rules.values())
         if abandoned:
             logger.warning("stopping: {} messages in flight may arrive twice", abandoned)
         if self._runner is not None:
-            await asyncio.gather(self._runner, *closing, return_exceptions=True)
+            await asyncio.gather(self._runner, return_exceptions=True)
+        await self._settle_within([self._link.close()], share)
+        await self.admin.stop()
+        self._close_files()
+        logger.info("bridge {} stopped", self._settings.node)
 
-    async def _close_link(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._link.close()
-        except TimeoutError:
-            logger.warning("left RocketMQ without farewell: the deadline is over")
+    async def _settle_within(self, work: Iterable[Coroutine[None, None, None]], seconds: float) -> None:
+        """Do `work` at once; cancel what is not done after `seconds`."""
+        tasks = [asyncio.create_task(item, name="mq2mqtt.stopping") for item in work]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _close_files(self) -> None:
         for outlet in self._outlets.values():

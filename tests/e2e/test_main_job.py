@@ -1,6 +1,7 @@
 """The main job as a user sees it: `mq2mqtt run` as a process, paho-mqtt devices, a RocketMQ application."""
 
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import paho.mqtt.client as paho
 import pytest
 
 from tests.bridge_process import BridgeProcess, wait_for
-from tests.conftest import MakeTopic, SharedRocketMQ
+from tests.conftest import SharedRocketMQ
 from tests.device import Device
 from tests.rocket_peer import RocketPeer, wait_for_messages
 
@@ -30,17 +31,17 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(
-    rocketmq: SharedRocketMQ, make_shared_topic: MakeTopic, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[World]:
-    out, into = make_shared_topic(), make_shared_topic()
+def world(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    out, into = f"out_{uuid.uuid4().hex[:12]}", f"in_{uuid.uuid4().hex[:12]}"
     rules: list[dict[str, Any]] = [
         {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": out},
         {"id": "commands-in", "type": "inbound", "source": into, "target": "devices"},
     ]
     bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
-    bridge.start()
     with RocketPeer(rocketmq.namesrv) as peer:
+        peer.create_topic(out)
+        peer.create_topic(into)
+        bridge.start()
         yield World(bridge, peer, out=out, into=into)
     assert bridge.stop() == 0
 
