@@ -357,14 +357,12 @@ class _Report:
         self.add(location, describe(error, secret=location[-1] in _SECRETS))
 
     def add(self, location: Location, message: str) -> None:
-        line = 0
-        from_environment = self._variable(location)
-        if from_environment is None:
-            line = self._document.line(location) or 0
-        origin = f"{self._path}:{line}" if from_environment is None else f"{_ENVIRONMENT} {from_environment}"
+        variable = self._variable(location)
+        line = 0 if variable else self._document.line(location) or 0
+        origin = f"{_ENVIRONMENT} {variable}" if variable else f"{self._path}:{line}" if line else str(self._path)
         if location[0] == "rules" and len(location) >= _RULE_DEPTH:
             index = int(location[1])
-            rule = rule_location(index, self._rule_id(index) if from_environment is None else None)
+            rule = rule_location(index, None if variable else self._rule_id(index))
             where = ": ".join(map(str, (rule, *location[_RULE_DEPTH:])))
         else:
             where = ".".join(map(str, location))
@@ -376,11 +374,10 @@ class _Report:
 
     def _variable(self, location: Location) -> str | None:
         """Return the environment variable that set `location`, if one did."""
-        for length in range(1, len(location) + 1):
-            name = _ENV_PREFIX + _ENV_DELIMITER.join(map(str, location[:length])).upper()
-            if os.environ.get(name):
-                return name
-        return None
+        # Variables are found in any case, and an empty one counts as not set.
+        variables = {name.upper() for name, value in os.environ.items() if value}
+        names = (_ENV_PREFIX + _ENV_DELIMITER.join(map(str, location[:n])).upper() for n in range(1, len(location) + 1))
+        return next((name for name in names if name in variables), None)
 
 
 def _anchored(section: _Model, base: Path, location: Location, report: _Report) -> _Model:
