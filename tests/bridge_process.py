@@ -24,8 +24,7 @@ class BridgeProcess:
     def __init__(self, directory: Path, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
-        self.mqtt_port = free_ports((0, 1))
-        admin_port = self.mqtt_port + 1
+        self.mqtt_port, admin_port = free_ports(2)
         self.admin_url = f"http://127.0.0.1:{admin_port}"
         self.config: dict[str, Any] = {
             "node": "test",
@@ -73,7 +72,7 @@ class BridgeProcess:
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.admin_url + path, timeout=5) as response:
+            with urllib.request.urlopen(self.admin_url + path, timeout=5) as response:  # noqa: S310 - our own http URL
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -15,7 +15,9 @@ class Device:
 
     def __init__(self, port: int, client_id: str, *, clean: bool = True) -> None:
         self._port = port
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, client_id, clean_session=clean)
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id, clean_session=clean, reconnect_on_failure=False
+        )
         self.client.max_inflight_messages_set(100)
         self.client.max_queued_messages_set(0)
         self.client.on_connect = self._on_connect
@@ -41,10 +43,10 @@ class Device:
 
     def cut(self) -> None:
         """Lose the connection without DISCONNECT."""
-        self.client.on_disconnect = lambda *_: self.client.loop_stop()
         sock = self.client.socket()
-        assert sock is not None
+        assert isinstance(sock, socket.socket)
         sock.shutdown(socket.SHUT_RDWR)
+        self.client.loop_stop()
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, wait: bool = True) -> None:
         info = self.client.publish(topic, payload, qos=qos, retain=retain)

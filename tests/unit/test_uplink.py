@@ -1,0 +1,247 @@
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
+from mq2mqtt.link import Queue
+from mq2mqtt.link.memory import MemoryCluster, MemoryLink
+from mq2mqtt.message import MqttMessage, RocketMessage
+from mq2mqtt.outlet import Outlet
+from mq2mqtt.settings import SpoolSettings
+from mq2mqtt.spool.frame import encode_publish
+from mq2mqtt.spool.parked import list_parked
+from mq2mqtt.telemetry import Direction, RuleTelemetry
+
+TOPIC = "mq_sensors"
+
+
+class Link(MemoryLink):
+    """A link that refuses what the test says, and knows how many sends a queue has at once."""
+
+    def __init__(self, cluster: MemoryCluster | None = None) -> None:
+        super().__init__(cluster=cluster)
+        self.poison: set[bytes] = set()
+        self.broken: set[int] = set()
+        self.sizes: list[int] = []
+        self.at_once: dict[Queue, int] = {}
+        self.most_at_once = 0
+        self.visible: tuple[int, ...] | None = None
+
+    async def queues(self, topic: str) -> tuple[Queue, ...]:
+        queues = await super().queues(topic)
+        return queues if self.visible is None else tuple(queue for queue in queues if queue.queue_id in self.visible)
+
+    async def send(self, queue: Queue, messages: Sequence[RocketMessage]) -> None:
+        self.at_once[queue] = self.at_once.get(queue, 0) + 1
+        self.most_at_once = max(self.most_at_once, self.at_once[queue])
+        self.sizes.append(len(messages))
+        try:
+            await asyncio.sleep(0.001)
+            if queue.queue_id in self.broken:
+                raise NotConnectedError("broker away")
+            if self.poison & {message.body for message in messages}:
+                raise MessageRejectedError("illegal")
+            await super().send(queue, messages)
+        finally:
+            self.at_once[queue] -= 1
+
+
+class Lane:
+    """An outlet under test."""
+
+    def __init__(self, directory: Path, link: Link) -> None:
+        self.link = link
+        self.telemetry = RuleTelemetry("rule-1", direction=Direction.UPLINK)
+        self.path = directory / "rule-1"
+        self.outlet = Outlet(
+            self.path, target=TOPIC, node="n1", spool=SpoolSettings(path=directory), link=link, telemetry=self.telemetry
+        )
+
+    def publish(self, *bodies: bytes, client_id: str = "c1", topic: str = "sensors/x") -> None:
+        for body in bodies:
+            frame = encode_publish(MqttMessage(topic, body, 1, client_id=client_id), accepted_us=1)
+            assert self.outlet.intake.accept(frame, qos=1) is None
+
+    def stored(self) -> list[bytes]:
+        return [message.body for queue in self.link.cluster.queues(TOPIC) for message in queue]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.outlet.uplink.run(), name="uplink under test")
+        try:
+            yield
+        finally:
+            self.outlet.uplink.finish()
+            await asyncio.wait_for(task, 10)
+            self.outlet.close()
+
+    def check_sum(self) -> None:
+        self.outlet.refresh_gauges()
+        outcomes = self.telemetry.outcomes
+        assert outcomes["accepted"] == outcomes["sent"] + outcomes["parked"] + self.telemetry.lane_messages
+
+
+@pytest.fixture
+async def link() -> Link:
+    link = Link()
+    await link.create_topic(TOPIC)
+    return link
+
+
+@pytest.fixture
+def lane(tmp_path: Path, link: Link) -> Lane:
+    return Lane(tmp_path, link)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_each_clients_messages_are_stored_in_order_one_batch_at_a_time(lane: Lane) -> None:
+    for number in range(3000):
+        lane.publish(b"%d" % number, client_id=f"c{number % 7}")
+    async with lane.running():
+        await until(lambda: len(lane.stored()) == 3000)
+    for queue in lane.link.cluster.queues(TOPIC):
+        for client in {message.properties["clientId"] for message in queue}:
+            numbers = [int(message.body) for message in queue if message.properties["clientId"] == client]
+            assert numbers == sorted(numbers)
+            assert len(numbers) == len(range(int(client[1:]), 3000, 7))
+    assert lane.link.most_at_once == 1
+    assert max(lane.link.sizes) > 1
+    lane.check_sum()
+
+
+async def test_keys_are_node_rule_and_offset(lane: Lane) -> None:
+    lane.publish(b"a", b"b")
+    async with lane.running():
+        await until(lambda: len(lane.stored()) == 2)
+    keys = [message.properties["KEYS"] for queue in lane.link.cluster.queues(TOPIC) for message in queue]
+    first, second = (key.rpartition(":") for key in keys)
+    assert first[0] == second[0] == "n1:rule-1"
+    assert int(second[2]) == int(first[2]) + 1
+
+
+async def test_an_illegal_message_is_parked_alone(lane: Lane) -> None:
+    lane.link.poison = {b"42"}
+    bodies = [b"%d" % number for number in range(100)]
+    lane.publish(*bodies)
+    async with lane.running():
+        await until(lambda: lane.telemetry.outcomes["sent"] == 99)
+        lane.check_sum()
+    assert lane.stored() == [body for body in bodies if body != b"42"]
+    (parked,) = list_parked(lane.path)
+    assert (parked.frame.payload, parked.reason) == (b"42", "illegal")
+    assert lane.telemetry.outcomes["parked"] == 1
+
+
+async def test_a_message_rocketmq_cannot_carry_is_parked_in_its_place(lane: Lane) -> None:
+    lane.publish(b"before")
+    lane.publish(b"never", topic="sensors/\x01")
+    lane.publish(b"after")
+    async with lane.running():
+        await until(lambda: lane.stored() == [b"before", b"after"])
+    (parked,) = list_parked(lane.path)
+    assert parked.frame.payload == b"never"
+    assert "0x01" in parked.reason
+    lane.check_sum()
+
+
+async def test_nothing_is_lost_while_rocketmq_is_away_and_the_rule_says_so(lane: Lane) -> None:
+    async with lane.running():
+        await until(lambda: lane.telemetry.up)
+        lane.link.fail_with(TOPIC, LinkError("busy"))
+        lane.publish(*(b"%d" % number for number in range(50)))
+        await until(lambda: not lane.telemetry.up)
+        assert lane.telemetry.reason == "busy"
+        lane.check_sum()
+        lane.link.fail_with(TOPIC, None)
+        await until(lambda: len(lane.stored()) == 50)
+        assert lane.telemetry.up
+    assert lane.stored() == [b"%d" % number for number in range(50)]
+    lane.check_sum()
+
+
+async def test_an_idle_rule_finds_out_by_itself(lane: Lane) -> None:
+    async with lane.running():
+        await until(lambda: lane.telemetry.up)
+        lane.link.fail_with(TOPIC, LinkError("no broker"))
+        await until(lambda: not lane.telemetry.up)
+        lane.link.fail_with(TOPIC, None)
+        await until(lambda: lane.telemetry.up)
+
+
+async def test_one_broken_queue_does_not_hold_up_the_others(lane: Lane) -> None:
+    lane.link.broken = {0}
+    for number in range(200):
+        lane.publish(b"%d" % number, client_id=f"c{number}")
+    async with lane.running():
+        await until(lambda: lane.telemetry.outcomes["sent"] > 100 and not any(lane.link.at_once.values()))
+        assert not lane.link.cluster.queues(TOPIC)[0]
+        assert not lane.telemetry.up
+        lane.check_sum()
+        lane.link.broken = set()
+        await until(lambda: len(lane.stored()) == 200)
+        await until(lambda: lane.telemetry.up)
+
+
+async def test_when_queues_vanish_their_clients_move_and_keep_their_order(lane: Lane) -> None:
+    lane.link.broken = {0, 1}
+    for number in range(400):
+        lane.publish(b"%d" % number, client_id=f"c{number % 20}")
+    async with lane.running():
+        await until(lambda: lane.telemetry.outcomes["sent"] > 0)
+        lane.link.visible = (2, 3)
+        await until(lambda: len(lane.stored()) == 400)
+    for queue in lane.link.cluster.queues(TOPIC):
+        for client in {message.properties["clientId"] for message in queue}:
+            numbers = [int(message.body) for message in queue if message.properties["clientId"] == client]
+            assert numbers == sorted(numbers)
+
+
+async def test_what_was_not_sent_is_sent_by_the_next_process(tmp_path: Path, link: Link) -> None:
+    first = Lane(tmp_path, link)
+    first.publish(b"a", b"b", b"c")
+    first.outlet.close()
+    second = Lane(tmp_path, link)
+    assert second.telemetry.outcomes["accepted"] == 3
+    async with second.running():
+        await until(lambda: second.stored() == [b"a", b"b", b"c"])
+        second.check_sum()
+
+
+async def test_cancelled_while_sending_nothing_is_counted_as_sent(lane: Lane) -> None:
+    lane.link.broken = {0, 1, 2, 3}
+    lane.publish(b"a", b"b")
+    task = asyncio.create_task(lane.outlet.uplink.run(), name="uplink under test")
+    await until(lambda: bool(lane.link.sizes))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.02)
+    assert lane.telemetry.in_flight == 0
+    lane.check_sum()
+    assert lane.telemetry.lane_messages == 2
+    lane.outlet.close()
+
+
+async def test_a_bug_while_sending_stops_nothing(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    right = lane.link.send
+
+    async def wrong(queue: Queue, messages: Sequence[RocketMessage]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise ZeroDivisionError
+        await right(queue, messages)
+
+    monkeypatch.setattr(lane.link, "send", wrong)
+    lane.publish(b"a")
+    async with lane.running():
+        await until(lambda: lane.stored() == [b"a"])
+        await until(lambda: lane.telemetry.up)
