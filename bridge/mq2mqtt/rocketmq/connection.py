@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS: Final = 0.2  # one timer for all timeouts: a timer for each call costs more than the call's header
 _WRITE_BUFFER: Final = 1024 * 1024
+_FLUSH_BYTES: Final = 64 * 1024
 _OPAQUE_LIMIT: Final = 2**31 - 1  # a signed integer in Java
 
 RequestHandler = Callable[["Connection", Command], tuple[int, str] | None]
@@ -45,6 +46,7 @@ class Connection(asyncio.Protocol):
         self._waiting: dict[int, tuple[asyncio.Future[Response], float, float, float]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
         self._writable: asyncio.Future[None] | None = None
         self._received_at = self._loop.time()
         self._suspect_at: float | None = None
@@ -155,15 +157,21 @@ class Connection(asyncio.Protocol):
             self._write(encode_response(request, code, remark))
 
     def _write(self, frame: bytes) -> None:
-        # Frames of one turn of the loop leave in one system call.
+        # Frames of one turn of the loop leave in one system call; many are not held back, so that the transport
+        # can say that it has enough.
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(frame)
+        self._unsent_bytes += len(frame)
+        if self._unsent_bytes >= _FLUSH_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
         if self._unsent and self._transport is not None and self._lost is None:
-            self._transport.write(self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent))
+            data = self._unsent[0] if len(self._unsent) == 1 else b"".join(self._unsent)
+            self._transport.write(data)
         self._unsent.clear()
+        self._unsent_bytes = 0
 
     async def _wait_writable(self, seconds: float) -> None:
         try:
