@@ -6,7 +6,6 @@ queues, the window of unsettled messages, and what cannot be sent. Commits are i
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 
 from mq2mqtt.errors import (
@@ -19,18 +18,20 @@ from mq2mqtt.errors import (
 )
 from mq2mqtt.link import ConsumeFrom, GroupMember, Queue, RocketLink, Subscription
 from mq2mqtt.message import ReceivedMessage, RocketMessage
-from mq2mqtt.rocketmq import MAX_BODY, MessageIllegal, ReadQueue, encoded_size
+from mq2mqtt.rocketmq import MessageIllegal, ReadQueue
 from mq2mqtt.rocketmq import ReceivedMessage as StoredMessage
 from mq2mqtt.rocketmq.allocation import allocate
+from mq2mqtt.rocketmq.codec import BodyEncoder
+from mq2mqtt.rocketmq.message import UNIQ_KEY
 from mq2mqtt.rocketmq.offsets import SettledPrefix
 from mq2mqtt.rocketmq.tags import TagFilter
+from mq2mqtt.rocketmq.unique import UniqueIds
 
 __all__ = ["MemoryCluster", "MemoryLink"]
 
 _BROKER = "memory"
 _BATCH = 32
 _QUEUE_MESSAGES = 1_000_000
-_UNIQ_KEY = "UNIQ_KEY"
 
 
 class MemoryCluster:
@@ -42,6 +43,7 @@ class MemoryCluster:
 
     def __init__(self, *, queue_messages: int = _QUEUE_MESSAGES) -> None:
         self._queue_messages = queue_messages
+        self._encoder = BodyEncoder(UniqueIds().take)
         self._topics: dict[str, list[list[StoredMessage]]] = {}
         self._errors: dict[str, BridgeError] = {}
         self._offsets: dict[tuple[str, str], list[int]] = {}  # by group and topic
@@ -84,13 +86,19 @@ class MemoryCluster:
     def store(self, queue: Queue, messages: Sequence[RocketMessage]) -> None:
         """Append `messages`; raises as `RocketLink.send`."""
         stored = self.queues(queue.topic)[queue.queue_id]
-        _check(messages)
+        try:
+            # What the native driver would make of them, for its checks and its ids.
+            ids = (
+                self._encoder.batch(list(messages))[1] if len(messages) > 1 else [self._encoder.single(messages[0])[1]]
+            )
+        except MessageIllegal as error:
+            raise MessageRejectedError(str(error)) from error
         if len(stored) + len(messages) > self._queue_messages:
             raise LinkError(f"queue {queue.queue_id} of {queue.topic} holds {self._queue_messages} messages already")
         now = time.time_ns() // 1_000_000
-        for message in messages:
+        for message, unique in zip(messages, ids, strict=True):
             properties = {name: value for name, value in message.properties.items() if value}
-            properties.setdefault(_UNIQ_KEY, uuid.uuid4().hex.upper())
+            properties[UNIQ_KEY] = unique
             stored.append(_stored(queue, message.body, properties, offset=len(stored), now=now))
         self._wake(queue.topic)
 
@@ -289,15 +297,6 @@ class _MemorySubscription(Subscription):
     def _commit(self, number: int) -> None:
         offsets = self._cluster.offsets(self.topic, self.group, self._start)
         offsets[number] = self._owned[number].committable
-
-
-def _check(messages: Sequence[RocketMessage]) -> None:
-    try:
-        sizes = [encoded_size(message) for message in messages]
-    except MessageIllegal as error:
-        raise MessageRejectedError(str(error)) from error
-    if not all(message.body for message in messages) or sum(sizes) > MAX_BODY:
-        raise MessageRejectedError("a body is empty, or the messages are too large together")
 
 
 def _stored(queue: Queue, body: bytes, properties: dict[str, str], *, offset: int, now: int) -> StoredMessage:

@@ -1,0 +1,500 @@
+"""What every driver of the link does, shown on each."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from mq2mqtt.errors import (
+    ConfigError,
+    LinkError,
+    MessageRejectedError,
+    NotConnectedError,
+    TopicNotFoundError,
+)
+from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
+from mq2mqtt.link.memory import MemoryCluster, MemoryLink
+from mq2mqtt.link.native import NativeLink
+from mq2mqtt.message import ReceivedMessage, RocketMessage
+
+_DEADLINE = 30.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(_DEADLINE):
+        while not condition():  # noqa: ASYNC110 - nothing tells of these changes
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Links:
+    """Makes started links of one cluster."""
+
+    make: Callable[[str], Awaitable[RocketLink]]
+
+    async def topic(self, link: RocketLink, *, queues: int = 4) -> str:
+        name = f"link_{uuid.uuid4().hex[:12]}"
+        await link.create_topic(name, queues=queues)
+        assert await link.topic_exists(name)
+        return name
+
+
+@pytest.fixture(params=["memory", pytest.param("native", marks=pytest.mark.e2e)])
+def new_link(request: pytest.FixtureRequest) -> Callable[[str], RocketLink]:
+    """Return what makes a link with the given client id."""
+    if request.param == "memory":
+        cluster = MemoryCluster()
+        return lambda client_id: MemoryLink(cluster=cluster, client_id=client_id)
+    namesrv = request.getfixturevalue("rocketmq").namesrv
+    return lambda client_id: NativeLink(namesrv=namesrv, client_id=client_id)
+
+
+@pytest.fixture
+async def links(new_link: Callable[[str], RocketLink]) -> AsyncIterator[Links]:
+    made: list[RocketLink] = []
+
+    async def make(client_id: str) -> RocketLink:
+        link = new_link(client_id)
+        made.append(link)
+        await link.start()
+        return link
+
+    yield Links(make)
+    for link in made:
+        await link.close()
+
+
+@pytest.fixture
+async def link(links: Links) -> RocketLink:
+    return await links.make("one")
+
+
+@pytest.fixture
+async def topic(links: Links, link: RocketLink) -> str:
+    return await links.topic(link)
+
+
+@pytest.fixture
+async def single(links: Links, link: RocketLink) -> Queue:
+    """The only queue of a topic."""
+    (queue,) = await link.queues(await links.topic(link, queues=1))
+    return queue
+
+
+def new_group() -> str:
+    return f"GID_link_{uuid.uuid4().hex[:12]}"
+
+
+def numbered(topic: str, count: int, *, first: int = 0, tag: str = "t") -> list[RocketMessage]:
+    return [RocketMessage(topic, b"%d" % number, {"TAGS": tag}) for number in range(first, first + count)]
+
+
+async def up(subscription: Subscription) -> Subscription:
+    await until(lambda: subscription.problem is None)
+    return subscription
+
+
+async def join(
+    link: RocketLink,
+    topic: str,
+    group: str | None = None,
+    *,
+    tags: str = "*",
+    start: ConsumeFrom = ConsumeFrom.EARLIEST,
+) -> Subscription:
+    return await up(await link.subscribe(topic, group or new_group(), tags=tags, start=start))
+
+
+async def receive(subscription: Subscription, count: int) -> list[ReceivedMessage]:
+    messages: list[ReceivedMessage] = []
+    async with asyncio.timeout(_DEADLINE):
+        async for batch in subscription:
+            assert len({message.queue_id for message in batch}) == 1
+            messages += batch
+            if len(messages) >= count:
+                break
+    return messages
+
+
+async def receive_nothing(subscription: Subscription, seconds: float = 0.5) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await anext(aiter(subscription))
+
+
+def bodies(messages: Sequence[ReceivedMessage]) -> list[bytes]:
+    return [message.body for message in messages]
+
+
+# Sending
+
+
+async def test_a_queue_keeps_the_order_of_sends_and_batches(link: RocketLink, single: Queue) -> None:
+    for first in range(0, 40, 10):
+        await link.send(single, numbered(single.topic, 9, first=first))
+        await link.send(single, numbered(single.topic, 1, first=first + 9))
+
+    messages = await receive(await join(link, single.topic), 40)
+
+    assert bodies(messages) == [b"%d" % number for number in range(40)]
+    assert [message.offset for message in messages] == list(range(40))
+
+
+async def test_bodies_and_properties_arrive_as_they_were_sent(link: RocketLink, single: Queue) -> None:
+    sent = [
+        RocketMessage(single.topic, bytes(range(256)), {"TAGS": "a", "KEYS": "k1 k2", "näme": "wért \U0001f600"}),
+        RocketMessage(single.topic, b"\0", {"quote": '"\\\n', "space": " "}),
+        RocketMessage(single.topic, b"x" * 100_000, {"long": "v" * 30_000}),
+    ]
+    await link.send(single, sent[:1])
+    await link.send(single, sent[1:])
+
+    received = await receive(await join(link, single.topic), 3)
+
+    assert bodies(received) == [message.body for message in sent]
+    for message, original in zip(received, sent, strict=True):
+        assert message.topic == single.topic
+        assert message.queue_id == single.queue_id
+        assert message.born_ms > 1_600_000_000_000
+        assert message.properties["UNIQ_KEY"]
+        assert original.properties.items() <= message.properties.items()
+
+
+@pytest.mark.parametrize(
+    ("body", "properties"),
+    [(b"", {}), (b"x" * (4 << 20) + b"x", {}), (b"x", {"k": "\x01"}), (b"x", {"k": "v" * 40_000})],
+)
+async def test_an_illegal_message_is_rejected_with_its_batch(
+    link: RocketLink, single: Queue, body: bytes, properties: dict[str, str]
+) -> None:
+    illegal = RocketMessage(single.topic, body, properties)
+    with pytest.raises(MessageRejectedError):
+        await link.send(single, [illegal])
+    with pytest.raises(MessageRejectedError):
+        await link.send(single, [*numbered(single.topic, 2), illegal])
+    await link.send(single, numbered(single.topic, 1, first=7))
+
+    assert bodies(await receive(await join(link, single.topic), 1)) == [b"7"]
+
+
+async def test_queues_are_sorted_and_the_probe_answers(link: RocketLink, topic: str) -> None:
+    queues = await link.queues(topic)
+
+    assert len(queues) == 4
+    assert list(queues) == sorted(queues)
+    await link.probe(topic)
+
+
+async def test_an_unknown_topic_is_named_everywhere(link: RocketLink) -> None:
+    assert not await link.topic_exists("no_such_topic")
+    for use in (link.queues, link.probe):
+        with pytest.raises(TopicNotFoundError, match="no_such_topic"):
+            await use("no_such_topic")
+    subscription = await link.subscribe("no_such_topic", new_group(), tags="*", start=ConsumeFrom.LATEST)
+    await until(lambda: "no_such_topic" in (subscription.problem or ""))
+
+
+async def test_a_topic_is_created_once_and_left_as_it_is(link: RocketLink, topic: str) -> None:
+    await link.create_topic(topic, queues=9)
+
+    assert len(await link.queues(topic)) == 4
+
+
+async def test_a_topic_that_appears_is_read_from_its_beginning(link: RocketLink) -> None:
+    name = f"late_{uuid.uuid4().hex[:12]}"
+    subscription = await link.subscribe(name, new_group(), tags="*", start=ConsumeFrom.EARLIEST)
+    await asyncio.sleep(0)
+    await link.create_topic(name, queues=1)
+    await up(subscription)
+    (queue,) = await link.queues(name)
+    await link.send(queue, numbered(name, 3))
+
+    assert len(await receive(subscription, 3)) == 3
+
+
+# Where a group starts
+
+
+@pytest.mark.parametrize("before", [0, 5])
+async def test_latest_starts_behind_what_is_there(link: RocketLink, topic: str, before: int) -> None:
+    queues = await link.queues(topic)
+    for queue in queues[: len(queues) // 2]:
+        if before:
+            await link.send(queue, numbered(topic, before))
+    subscription = await join(link, topic, start=ConsumeFrom.LATEST)
+    for queue in queues:
+        await link.send(queue, numbered(topic, 1, first=100))
+
+    assert bodies(await receive(subscription, 4)) == [b"100"] * 4
+    await receive_nothing(subscription)
+
+
+async def test_latest_is_applied_at_the_birth_of_a_group_only(link: RocketLink, topic: str) -> None:
+    group = new_group()
+    queues = await link.queues(topic)
+    await link.send(queues[0], numbered(topic, 3))
+    subscription = await join(link, topic, group, start=ConsumeFrom.LATEST)
+    await subscription.close()
+    # Nothing was ever received; all of this came while nobody was there.
+    for queue in queues:
+        await link.send(queue, numbered(topic, 1, first=50))
+
+    subscription = await join(link, topic, group, start=ConsumeFrom.LATEST)
+
+    assert bodies(await receive(subscription, 4)) == [b"50"] * 4
+    await receive_nothing(subscription)
+
+
+async def test_earliest_starts_with_the_first_message(link: RocketLink, topic: str) -> None:
+    for queue in await link.queues(topic):
+        await link.send(queue, numbered(topic, 2))
+
+    assert len(await receive(await join(link, topic), 8)) == 8
+
+
+# Tags
+
+
+async def test_only_the_wanted_tags_arrive(link: RocketLink, single: Queue) -> None:
+    # "Aa" and "BB" have the same hash, which is all that a broker looks at.
+    for number, tag in enumerate(("Aa", "BB", "other", "Aa", "c")):
+        await link.send(single, numbered(single.topic, 1, first=number, tag=tag))
+    await link.send(single, [RocketMessage(single.topic, b"none", {})])
+
+    subscription = await join(link, single.topic, tags="Aa || c")
+
+    messages = await receive(subscription, 3)
+    assert bodies(messages) == [b"0", b"3", b"4"]
+    for message in messages:
+        subscription.settle(message)
+    await until(lambda: subscription.lag == 0)
+
+
+async def test_an_expression_without_a_tag_is_refused(link: RocketLink, topic: str) -> None:
+    with pytest.raises(ConfigError):
+        await link.subscribe(topic, new_group(), tags=" || ", start=ConsumeFrom.LATEST)
+
+
+# Settling
+
+
+async def test_a_member_gets_again_what_it_did_not_settle_and_what_follows(link: RocketLink, single: Queue) -> None:
+    group = new_group()
+    await link.send(single, numbered(single.topic, 10))
+    subscription = await join(link, single.topic, group)
+    messages = await receive(subscription, 10)
+    # Out of order, with holes: 0 to 3 are the settled prefix.
+    for number in (3, 0, 1, 2, 5, 9):
+        subscription.settle(messages[number])
+    assert subscription.lag == 6
+    await subscription.close()
+
+    subscription = await join(link, single.topic, group)
+
+    assert bodies(await receive(subscription, 6)) == [b"%d" % number for number in range(4, 10)]
+
+
+async def test_nothing_comes_again_once_all_is_settled(link: RocketLink, topic: str) -> None:
+    group = new_group()
+    for queue in await link.queues(topic):
+        await link.send(queue, numbered(topic, 50))
+    subscription = await join(link, topic, group)
+    for message in await receive(subscription, 200):
+        subscription.settle(message)
+        subscription.settle(message)  # once more has no effect
+    assert subscription.lag == 0
+    await subscription.close()
+
+    await receive_nothing(await join(link, topic, group))
+
+
+async def test_at_most_a_thousand_messages_of_a_queue_are_out(link: RocketLink, single: Queue) -> None:
+    for first in range(0, 2000, 100):
+        await link.send(single, numbered(single.topic, 100, first=first))
+    subscription = await join(link, single.topic)
+    messages = await receive(subscription, 1000)
+    assert len(messages) == 1000
+    await receive_nothing(subscription)
+
+    # One hole in front: the committed prefix stays, the window moves.
+    for message in messages[1:501]:
+        subscription.settle(message)
+    more = await receive(subscription, 500)
+    assert bodies(more) == [b"%d" % number for number in range(1000, 1500)]
+    await receive_nothing(subscription)
+    subscription.settle(messages[0])
+
+    assert bodies(await receive(subscription, 1)) == [b"1500"]
+
+
+async def test_queues_take_turns(link: RocketLink, topic: str) -> None:
+    queues = await link.queues(topic)
+    for queue in queues:
+        await link.send(queue, numbered(topic, 400))
+    subscription = await join(link, topic)
+    # All have something ready before the first is taken.
+    await asyncio.sleep(0.3)
+
+    seen: set[int] = set()
+    async with asyncio.timeout(_DEADLINE):
+        async for batch in subscription:
+            seen.add(batch[0].queue_id)
+            for message in batch:
+                subscription.settle(message)
+            if len(seen) == len(queues) or batch[-1].offset > 300:
+                break
+
+    assert len(seen) == len(queues)
+
+
+# Members
+
+
+async def test_two_members_share_the_queues(links: Links, link: RocketLink, topic: str) -> None:
+    group = new_group()
+    queues = await link.queues(topic)
+    other_link = await links.make("two")
+    one = await join(link, topic, group)
+    two = await join(other_link, topic, group)
+    got: dict[str, list[ReceivedMessage]] = {"one": [], "two": []}
+
+    def distinct() -> int:
+        return len({(message.queue_id, message.offset) for messages in got.values() for message in messages})
+
+    async def consume(name: str, subscription: Subscription) -> None:
+        async for batch in subscription:
+            got[name] += batch
+            for message in batch:
+                subscription.settle(message)
+
+    tasks = [asyncio.create_task(consume(*item), name=item[0]) for item in (("one", one), ("two", two))]
+    async with asyncio.timeout(_DEADLINE):
+        # Round after round, until both have had their queues; nothing may be missing at any time.
+        sent = 0
+        while {m.queue_id for m in got["one"][-2:]} & {m.queue_id for m in got["two"][-2:]} or not got["two"]:
+            for queue in queues:
+                await link.send(queue, numbered(topic, 1, first=sent))
+            sent += 1
+            await until(lambda: distinct() == sent * len(queues))  # noqa: B023 - awaited before it changes
+
+    assert {(member.client_id, member.ours) for member in await one.members()} == {("one", True), ("two", False)}
+    await two.close()
+    for queue in queues:
+        await link.send(queue, numbered(topic, 1, first=1000))
+    await until(lambda: sum(message.body == b"1000" for message in got["one"]) == len(queues))
+    await one.close()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_group_is_subscribed_once(link: RocketLink, topic: str) -> None:
+    group = new_group()
+    subscription = await join(link, topic, group)
+    with pytest.raises(ConfigError, match=group):
+        await link.subscribe(topic, group, tags="*", start=ConsumeFrom.LATEST)
+    await subscription.close()
+
+    await join(link, topic, group)
+
+
+# Ends
+
+
+async def test_closing_ends_the_iteration_and_may_be_repeated(link: RocketLink, topic: str) -> None:
+    subscription = await join(link, topic)
+    waiting = asyncio.create_task(receive(subscription, 1), name="waiting")
+    await asyncio.sleep(0.05)
+
+    await asyncio.gather(subscription.close(), subscription.close())
+    await subscription.close()
+
+    assert await waiting == []
+    assert subscription.problem == "closed"
+    await link.close()
+    await link.close()
+
+
+async def test_a_closed_link_says_so(link: RocketLink, single: Queue) -> None:
+    await link.close()
+
+    with pytest.raises(NotConnectedError):
+        await link.send(single, numbered(single.topic, 1))
+
+
+async def test_settling_after_the_end_is_harmless(link: RocketLink, single: Queue) -> None:
+    group = new_group()
+    await link.send(single, numbered(single.topic, 1))
+    subscription = await join(link, single.topic, group)
+    messages = await receive(subscription, 1)
+    await subscription.close()
+    subscription.settle(messages[0])
+
+    assert len(await receive(await join(link, single.topic, group), 1)) == 1
+
+
+async def test_waiting_may_be_cancelled_at_any_time_without_a_loss(link: RocketLink, single: Queue) -> None:
+    subscription = await join(link, single.topic)
+    received: list[ReceivedMessage] = []
+    sending = asyncio.create_task(_send_slowly(link, single, 200), name="sending")
+    async with asyncio.timeout(_DEADLINE):
+        while len(received) < 200:
+            try:
+                async with asyncio.timeout(0.003):
+                    received += await anext(aiter(subscription))
+            except TimeoutError:
+                continue
+    await sending
+
+    assert bodies(received) == [b"%d" % number for number in range(200)]
+
+
+async def _send_slowly(link: RocketLink, queue: Queue, count: int) -> None:
+    for number in range(count):
+        await link.send(queue, numbered(queue.topic, 1, first=number))
+
+
+async def test_closing_may_be_cancelled(link: RocketLink, single: Queue) -> None:
+    group = new_group()
+    await link.send(single, numbered(single.topic, 5))
+    subscription = await join(link, single.topic, group)
+    for message in await receive(subscription, 5):
+        subscription.settle(message)
+    closing = asyncio.create_task(subscription.close(), name="closing")
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+    await subscription.close()
+
+    await receive_nothing(await join(link, single.topic, group))
+
+
+# The twin's own switch
+
+
+async def test_the_memory_link_fails_on_request() -> None:
+    link = MemoryLink()
+    await link.create_topic("t", queues=1)
+    (queue,) = await link.queues("t")
+    subscription = await join(link, "t")
+    await link.send(queue, numbered("t", 1))
+    link.fail_with("t", LinkError("busy"))
+
+    assert subscription.problem == "busy"
+    for use in (link.probe("t"), link.send(queue, numbered("t", 1)), link.queues("t")):
+        with pytest.raises(LinkError, match="busy"):
+            await use
+    await receive_nothing(subscription, 0.05)
+    link.fail_with("t", None)
+    assert len(await receive(subscription, 1)) == 1
+
+
+async def test_the_memory_link_is_bounded() -> None:
+    link = MemoryLink(cluster=MemoryCluster(queue_messages=2))
+    await link.create_topic("t", queues=1)
+    (queue,) = await link.queues("t")
+    await link.send(queue, numbered("t", 2))
+
+    with pytest.raises(LinkError, match="holds 2 messages"):
+        await link.send(queue, numbered("t", 1))
