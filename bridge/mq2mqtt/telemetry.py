@@ -105,7 +105,7 @@ class RuleTelemetry:
         if self.state not in (RuleState.UP, RuleState.DOWN):
             return
         state = RuleState.DOWN if self._troubles else RuleState.UP
-        reason = next(iter(self._troubles.values()), None)
+        reason = "; ".join(self._troubles.values()) or None
         if state is not self.state:
             self.state, self.since = state, time.time()
         if reason is None:

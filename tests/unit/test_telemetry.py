@@ -36,7 +36,7 @@ def test_every_trouble_must_end_before_a_rule_is_up_again() -> None:
     rule.rule_up(Trouble.LINK)
     rule.rule_down(Trouble.LANE, "lane full")
     rule.rule_down(Trouble.LINK, "no broker")
-    assert (rule.state, rule.reason) == (RuleState.DOWN, "lane full")
+    assert (rule.state, rule.reason) == (RuleState.DOWN, "lane full; no broker")
     rule.rule_up(Trouble.LANE)
     assert (rule.state, rule.reason) == (RuleState.DOWN, "no broker")
     rule.rule_up(Trouble.LINK)

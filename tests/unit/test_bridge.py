@@ -1,0 +1,273 @@
+"""The bridge whole, between the in-process link and the in-process host."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import pytest
+
+from mq2mqtt.bridge import Bridge
+from mq2mqtt.errors import LaneError, LaneLockedError, LinkError
+from mq2mqtt.host.memory import MemoryHost
+from mq2mqtt.link.memory import MemoryCluster, MemoryLink
+from mq2mqtt.message import MqttMessage, RocketMessage
+from mq2mqtt.settings import Settings
+from mq2mqtt.spool.parked import list_parked
+
+OUT = {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"}
+IN = {"id": "commands-in", "type": "inbound", "source": "mq_commands", "target": "devices"}
+
+
+class World:
+    """A bridge, its host, and the RocketMQ behind it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *rules: dict[str, Any],
+        cluster: MemoryCluster | None = None,
+        client_id: str = "bridge",
+    ) -> None:
+        self.directory = directory
+        self.cluster = cluster or MemoryCluster()
+        self.settings = Settings.model_validate(
+            {"node": "n1", "spool": {"path": directory}, "admin": {"listen": "127.0.0.1:0"}, "rules": list(rules)}
+        )
+        self.host = MemoryHost()
+        self.link = MemoryLink(cluster=self.cluster, client_id=client_id)
+        self.bridge = Bridge(self.settings, self.host, link=self.link)
+        self.host.intake = self.bridge.intake
+
+    async def __aenter__(self) -> Self:
+        for topic in ("mq_sensors", "mq_commands"):
+            self.cluster.create_topic(topic, 1)
+        await self.bridge.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.bridge.stop()
+
+    def publish(self, topic: str, payload: bytes = b"x", *, qos: int = 1, client_id: str = "c1") -> None:
+        route = self.bridge.intake.route(topic)
+        assert route is not None
+        message = MqttMessage(topic, payload, qos, client_id=client_id)
+        assert self.bridge.intake.accept(route, message) is None
+        if route.p2p_target is not None:
+            self.bridge.intake.deliver_p2p(route, message)
+
+    async def send(self, body: bytes, **properties: str) -> None:
+        (queue,) = await self.link.queues("mq_commands")
+        await self.link.send(queue, [RocketMessage("mq_commands", body, {"TAGS": "MQ2MQTT", **properties})])
+
+    def count(self, rule: str, outcome: str) -> int:
+        return self.bridge.telemetry.rules[rule].outcomes[outcome]
+
+    def sent(self) -> list[bytes]:
+        return [message.body for message in self.cluster.queues("mq_sensors")[0]]
+
+    async def get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(self.bridge.admin.url + path) as response:
+            return response.status, await response.text()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_the_round_trip(tmp_path: Path) -> None:
+    async with World(tmp_path, OUT, IN) as world:
+        world.publish("sensors/room", b"21")
+        await until(lambda: world.sent() == [b"21"])
+        client = world.host.connect("c1")
+        client.subscriptions["devices/#"] = 1
+        await world.send(b"on", mqttSecondTopic="/lamp")
+        await until(lambda: len(client.received) == 1)
+    assert (client.received[0].topic, client.received[0].payload) == ("devices/lamp", b"on")
+
+
+async def test_readyz_tells_what_is_down_and_why(tmp_path: Path) -> None:
+    async with World(tmp_path, OUT, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        assert (await world.get("/readyz"))[0] == 200
+        world.link.fail_with("mq_sensors", LinkError("no permission"))
+        await until(lambda: not world.bridge.telemetry.ready)
+        status, text = await world.get("/readyz")
+        assert status == 503
+        sensors, commands = json.loads(text)["rules"]
+        assert (sensors["id"], sensors["state"], sensors["reason"]) == ("sensors-out", "down", "no permission")
+        assert commands["state"] == "up"
+        assert (await world.get("/healthz"))[0] == 200
+
+
+async def test_a_missing_topic_holds_one_rule_down_only(tmp_path: Path) -> None:
+    lost = {**OUT, "id": "lost-out", "source": "lost", "target": "mq_nowhere"}
+    async with World(tmp_path, OUT, lost) as world:
+        world.publish("lost/x", b"waits")
+        world.publish("sensors/x", b"flows")
+        await until(lambda: world.sent() == [b"flows"])
+        await until(lambda: "mq_nowhere" in (world.bridge.telemetry.rules["lost-out"].reason or ""))
+        world.cluster.create_topic("mq_nowhere", 1)
+        await until(lambda: len(world.cluster.queues("mq_nowhere")[0]) == 1)
+
+
+async def test_p2p_between_devices(tmp_path: Path) -> None:
+    async with World(tmp_path, OUT) as world:
+        target = world.host.connect("target")
+        world.publish("sensors/p2p/target", b"psst", qos=2)
+        assert [(m.topic, m.payload, m.qos) for m in target.received] == [("sensors/p2p/target", b"psst", 2)]
+        world.publish("sensors/p2p/away", b"lost")
+        assert world.bridge.telemetry.rules["sensors-out"].drops == {"offline_not_built": 1}
+        await until(lambda: world.sent() == [b"psst", b"lost"])
+
+
+async def test_a_bridges_own_message_is_skipped(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await world.send(b"own", mq2mqttNode="other")
+        await until(lambda: world.count("commands-in", "skipped") == 1)
+        assert world.count("commands-in", "received") == 1
+
+
+async def test_a_message_without_a_legal_topic_is_parked(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await world.send(b"bad", mqttSecondTopic="/a/+", extra="kept")
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        assert 'mq2mqtt_parked_messages{rule="commands-in"} 1.0' in (await world.get("/metrics"))[1]
+    (parked,) = list_parked(tmp_path / "commands-in")
+    assert (parked.frame.payload, parked.frame.topic) == (b"bad", "mq_commands")
+    assert b"extra\x01kept" in parked.frame.properties
+    assert "wildcard" in parked.reason
+
+
+async def test_a_spool_that_cannot_hold_parked_messages_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "commands-in").mkdir()
+    (tmp_path / "commands-in" / "parked").write_text("a file where the directory should be")
+    with pytest.raises(LaneError, match="parked"):
+        World(tmp_path, IN)
+
+
+async def test_when_parking_is_full_what_comes_behind_still_flows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.spool.parked.MAX_PARKED", 1)
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await world.send(b"bad 1", mqttSecondTopic="/+")
+        await world.send(b"bad 2", mqttSecondTopic="/+")
+        await world.send(b"good", mqttSecondTopic="/x")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        assert (world.count("commands-in", "parked"), world.count("commands-in", "dropped")) == (1, 1)
+        assert world.bridge.telemetry.rules["commands-in"].drops == {"parking_full": 1}
+
+
+async def test_a_failing_host_parks_the_message_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+
+        def fail(*_: object, **__: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.host, "publish", fail)
+            await world.send(b"bad luck")
+            await until(lambda: world.count("commands-in", "parked") == 1)
+        await world.send(b"fine")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+
+
+async def test_an_unacknowledged_message_comes_again_after_a_stop(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    async with World(tmp_path, IN, cluster=cluster) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        client = world.host.connect("c1")
+        client.acknowledges = False
+        await world.send(b"first", mqttSecondTopic="/p2p/c1")
+        await world.send(b"second", mqttSecondTopic="/none")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        stop = asyncio.create_task(world.bridge.stop(), name="stop")
+        await asyncio.sleep(0.1)
+        assert not stop.done()
+        await stop
+    async with World(tmp_path, IN, cluster=cluster) as world:
+        client = world.host.connect("c1")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        received = world.bridge.telemetry.rules["commands-in"].outcomes["received"]
+    assert received == 2
+
+
+async def test_a_stop_waits_for_acknowledgements(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    async with World(tmp_path, IN, cluster=cluster) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        client = world.host.connect("c1")
+        client.acknowledges = False
+        await world.send(b"x", mqttSecondTopic="/p2p/c1")
+        await until(lambda: len(client.received) == 1)
+        stop = asyncio.create_task(world.bridge.stop(), name="stop")
+        await asyncio.sleep(0.05)
+        world.host.time_out("c1")
+        await stop
+    group = "GID_mq2mqtt_commands-in_n1"
+    assert cluster.committed("mq_commands", group) == (1,)
+
+
+async def test_another_bridge_of_the_same_node_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt.bridge._GROUP_SECONDS", 0.05)
+    cluster = MemoryCluster()
+    async with World(tmp_path / "1", IN, cluster=cluster) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        other = World(tmp_path / "2", IN, cluster=cluster, client_id="stranger")
+        async with other:
+            await until(
+                lambda: "another bridge uses node n1" in (world.bridge.telemetry.rules["commands-in"].reason or "")
+            )
+        await until(lambda: world.bridge.telemetry.ready)
+
+
+async def test_one_spool_serves_one_bridge(tmp_path: Path) -> None:
+    world = World(tmp_path, OUT)
+    with pytest.raises(LaneLockedError, match="another bridge runs on"):
+        World(tmp_path, OUT)
+    await world.bridge.stop()
+
+
+async def test_the_lane_of_a_deleted_rule_drains_and_goes(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    first = World(tmp_path, OUT, cluster=cluster)
+    first.publish("sensors/x", b"left behind")
+    await first.bridge.stop()
+    async with World(tmp_path, cluster=cluster) as world:
+        await until(lambda: world.sent() == [b"left behind"])
+        await until(lambda: not (tmp_path / "sensors-out").exists())
+        assert not world.bridge.telemetry.rules
+
+
+async def test_a_disabled_rule_takes_nothing_and_its_lane_still_drains(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    first = World(tmp_path, OUT, cluster=cluster)
+    first.publish("sensors/x", b"left behind")
+    await first.bridge.stop()
+    async with World(tmp_path, {**OUT, "enabled": False}, {**IN, "enabled": False}, cluster=cluster) as world:
+        assert world.bridge.intake.route("sensors/x") is None
+        await until(lambda: world.sent() == [b"left behind"])
+        assert world.bridge.telemetry.ready
+        assert {rule.state for rule in world.bridge.telemetry.rules.values()} == {"disabled"}
+
+
+async def test_a_status_rule_says_that_it_does_nothing(tmp_path: Path) -> None:
+    status = {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"}
+    async with World(tmp_path, status) as world:
+        _, text = await world.get("/readyz")
+        assert "not built" in json.loads(text)["rules"][0]["reason"]
+
+
+async def test_stop_is_idempotent_and_may_come_before_start(tmp_path: Path) -> None:
+    world = World(tmp_path, OUT, IN)
+    await world.bridge.stop()
+    await world.bridge.stop()
