@@ -206,7 +206,9 @@ class Client:
         found: list[Packet] = []
 
         def look() -> bool:
-            found[:] = [p for p in self.packets if p.kind == kind and (packet_id is None or p.packet_id == packet_id)][:1]
+            found[:] = [p for p in self.packets if p.kind == kind and (packet_id is None or p.packet_id == packet_id)][
+                :1
+            ]
             return bool(found) or self.closed.is_set()
 
         await self.wait(look, f"packet {kind}")
@@ -257,6 +259,13 @@ class Client:
         transport = self.writer.transport
         assert isinstance(transport, asyncio.Transport)
         transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Undo `stop_reading`."""
+        self._reading.set()
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.resume_reading()
 
     async def disconnect(self) -> None:
         """Send DISCONNECT and close."""

@@ -88,7 +88,7 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         raise BrokerError(f"the bridge did not start: {self.failure}") from self.failure
 
     async def on_broker_pre_shutdown(self) -> None:
-        """End all connections, so that nothing more is acknowledged and presence is told; then stop the bridge."""
+        """Stop receiving while clients can still acknowledge, end all connections, then stop the rest."""
         await self.close()
 
     async def close(self) -> None:
@@ -96,6 +96,7 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         if self._stopped:
             return
         self._stopped = True
+        await self.bridge.stop_receiving()
         await self.host.close()
         await self.bridge.stop()
         self.host.intake = None

@@ -1,0 +1,212 @@
+"""What every `MqttHost` does. One suite, run on each adapter."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import pytest
+
+from mq2mqtt.host import Delivery, MqttHost
+from mq2mqtt.host.memory import MemoryClient, MemoryHost
+from mq2mqtt.message import MqttMessage
+from tests.mqtt_client import Client
+from tests.unit.amqtt.world import ListIntake, World, until
+
+
+class Device(Protocol):
+    """A client of the host under test."""
+
+    async def subscribe(self, topic_filter: str, qos: int) -> None: ...
+
+    async def leave(self) -> None: ...
+
+    async def received(self, count: int) -> list[tuple[str, bytes, int]]: ...
+
+
+class Fixture(Protocol):
+    """An adapter and its clients."""
+
+    @property
+    def host(self) -> MqttHost: ...
+
+    @property
+    def intake(self) -> ListIntake: ...
+
+    async def connect(self, client_id: str, *, clean: bool = True) -> Device: ...
+
+
+class MemoryDevice:
+    def __init__(self, host: MemoryHost, client: MemoryClient) -> None:
+        self._host = host
+        self._client = client
+
+    async def subscribe(self, topic_filter: str, qos: int) -> None:
+        self._client.subscriptions[topic_filter] = qos
+
+    async def leave(self) -> None:
+        self._host.disconnect(self._client.client_id)
+
+    async def received(self, count: int) -> list[tuple[str, bytes, int]]:
+        assert len(self._client.received) >= count
+        return [(m.topic, m.payload, m.qos) for m in self._client.received]
+
+
+class MemoryFixture:
+    def __init__(self) -> None:
+        self.host = MemoryHost()
+        self.intake = ListIntake()
+        self.host.intake = self.intake
+
+    async def connect(self, client_id: str, *, clean: bool = True) -> Device:
+        return MemoryDevice(self.host, self.host.connect(client_id, clean_session=clean))
+
+
+class AmqttDevice:
+    def __init__(self, world: World, client: Client, client_id: str) -> None:
+        self._world = world
+        self._client = client
+        self._client_id = client_id
+
+    async def subscribe(self, topic_filter: str, qos: int) -> None:
+        await self._client.subscribe((topic_filter, qos))
+
+    async def leave(self) -> None:
+        await self._client.disconnect()
+        await until(lambda: not self._world.host.is_online(self._client_id))
+
+    async def received(self, count: int) -> list[tuple[str, bytes, int]]:
+        return [(m.topic, m.payload, m.qos) for m in await self._client.wait_messages(count)]
+
+
+class AmqttFixture:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.host = world.host
+        self.intake = world.intake
+
+    async def connect(self, client_id: str, *, clean: bool = True) -> Device:
+        return AmqttDevice(self._world, await self._world.client(client_id, clean=clean), client_id)
+
+
+@pytest.fixture(params=["memory", "amqtt"])
+async def fixture(request: pytest.FixtureRequest) -> AsyncIterator[Fixture]:
+    if request.param == "memory":
+        yield MemoryFixture()
+        return
+    world = await World.start()
+    yield AmqttFixture(world)
+    await world.stop()
+
+
+class Result:
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.handed = 0
+
+    def hand(self) -> None:
+        self.handed += 1
+
+    async def value(self) -> tuple[str, str | None, int]:
+        await until(lambda: bool(self.deliveries))
+        (delivery,) = self.deliveries
+        return delivery.outcome.value, delivery.reason.value if delivery.reason else None, self.handed
+
+
+def publish(fixture: Fixture, topic: str, payload: bytes = b"x", *, qos: int = 1, shown: str | None = None) -> Result:
+    result = Result()
+    message = MqttMessage(topic, payload, qos)
+    fixture.host.publish(message, result.deliveries.append, shown_topic=shown, handed=result.hand)
+    return result
+
+
+def deliver(fixture: Fixture, client_id: str, topic: str, payload: bytes = b"x", *, qos: int = 1) -> Result:
+    result = Result()
+    message = MqttMessage(topic, payload, qos)
+    fixture.host.deliver(client_id, message, result.deliveries.append, handed=result.hand)
+    return result
+
+
+async def test_publish_without_a_subscriber(fixture: Fixture) -> None:
+    await fixture.connect("a")
+    assert await publish(fixture, "t/1").value() == ("no_subscriber", None, 0)
+
+
+async def test_publish_reaches_each_subscriber_once_with_the_lower_qos(fixture: Fixture) -> None:
+    a, b = await fixture.connect("a"), await fixture.connect("b")
+    await a.subscribe("t/#", 0)
+    await a.subscribe("t/1", 2)
+    await b.subscribe("t/+", 0)
+    assert await publish(fixture, "t/1", b"p", qos=1).value() == ("delivered", None, 2)
+    assert await a.received(1) == [("t/1", b"p", 1)]
+    assert await b.received(1) == [("t/1", b"p", 0)]
+
+
+async def test_the_shown_topic(fixture: Fixture) -> None:
+    a = await fixture.connect("a")
+    await a.subscribe("t/1", 1)
+    assert await publish(fixture, "t/1", shown="t/2").value() == ("delivered", None, 1)
+    assert await a.received(1) == [("t/2", b"x", 1)]
+
+
+async def test_who_is_away_counts_only_with_a_persistent_subscription(fixture: Fixture) -> None:
+    for name, clean, qos in (("clean", True, 1), ("qos0", False, 0), ("kept", False, 1)):
+        device = await fixture.connect(name, clean=clean)
+        await device.subscribe(f"t/{name}", qos)
+        await device.leave()
+    assert await publish(fixture, "t/clean").value() == ("no_subscriber", None, 0)
+    assert await publish(fixture, "t/qos0").value() == ("no_subscriber", None, 0)
+    assert await publish(fixture, "t/kept").value() == ("dropped", "offline_not_built", 0)
+    device = await fixture.connect("online")
+    await device.subscribe("t/kept", 1)
+    assert await publish(fixture, "t/kept").value() == ("delivered", None, 1)
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+async def test_deliver_needs_no_subscription(fixture: Fixture, qos: int) -> None:
+    a = await fixture.connect("a")
+    assert await deliver(fixture, "a", "t/p2p/a", b"p", qos=qos).value() == ("delivered", None, 1)
+    assert await a.received(1) == [("t/p2p/a", b"p", qos)]
+
+
+async def test_deliver_to_nobody(fixture: Fixture) -> None:
+    assert await deliver(fixture, "nobody", "t/p2p/nobody").value() == ("dropped", "offline_not_built", 0)
+
+
+async def test_order_of_the_calls_is_kept(fixture: Fixture) -> None:
+    a = await fixture.connect("a")
+    await a.subscribe("t/#", 2)
+    results = []
+    for number in range(200):
+        call = publish if number % 3 else deliver
+        payload = b"%d" % number
+        if call is publish:
+            results.append(publish(fixture, "t/1", payload, qos=number % 2))
+        else:
+            results.append(deliver(fixture, "a", "t/p2p/a", payload, qos=2))
+    assert [payload for _, payload, _ in await a.received(200)] == [b"%d" % n for n in range(200)]
+    for result in results:
+        assert await result.value() == ("delivered", None, 1)
+
+
+async def test_presence(fixture: Fixture) -> None:
+    assert not fixture.host.is_online("a")
+    first = await fixture.connect("a")
+    await fixture.connect("b")
+    assert fixture.host.is_online("a")
+    assert fixture.host.connected_clients == 2
+    await first.leave()
+    assert not fixture.host.is_online("a")
+    assert fixture.host.connected_clients == 1
+    await until(lambda: fixture.intake.told("a")[-1] == "tcpclean")
+    assert fixture.intake.told("a")[0] == "connect"
+
+
+async def test_take_over_and_kick(fixture: Fixture) -> None:
+    await fixture.connect("a")
+    await fixture.connect("a")
+    assert fixture.host.connected_clients == 1
+    assert fixture.intake.told("a") == ["connect", "tcpclean", "connect"]
+    await fixture.host.kick("a")
+    assert not fixture.host.is_online("a")
+    assert fixture.intake.told("a") == ["connect", "tcpclean", "connect", "tcpclean"]
+    assert len({event.channel_id for event in fixture.intake.events}) == 2
+    await fixture.host.kick("a")
