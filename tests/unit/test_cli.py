@@ -1,0 +1,170 @@
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mq2mqtt import __version__, cli, settings
+from mq2mqtt.message import MqttMessage
+from mq2mqtt.spool.frame import Frame, FrameKind, encode_publish
+from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.parked import ParkedStore
+
+Output = tuple[int, str, str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "mq2mqtt.yaml"
+    rules = [{"id": "sensors-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"}]
+    path.write_text(yaml.safe_dump({"spool": {"path": "spool"}, "rules": rules}))
+    return path
+
+
+class Run:
+    """Runs the command as `main` does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Output:
+        self._monkeypatch.setattr("sys.argv", ["mq2mqtt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        output = self._capsys.readouterr()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), output.out, output.err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    return Run(monkeypatch, capsys)
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"mq2mqtt {__version__}\n", "")
+
+
+def test_the_example_is_a_configuration(run: Run, tmp_path: Path) -> None:
+    code, text, _ = run("config", "example")
+    assert code == 0
+    path = tmp_path / "mq2mqtt.yaml"
+    path.write_text(text)
+    assert len(settings.load(path).rules) == 3
+
+
+def test_the_schema_is_json(run: Run) -> None:
+    code, text, _ = run("config", "schema")
+    assert code == 0
+    assert json.loads(text)["properties"]["rules"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("run",), ("check",), ("spool", "ls"), ("parked", "ls"), ("parked", "show", "x")]
+)
+def test_a_missing_file_is_one_line_and_exit_code_2(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, out, err = run(*arguments, "-c", tmp_path / "nope.yaml")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "nope.yaml" in err
+
+
+def test_a_wrong_rule_is_named_with_its_field(run: Run, config: Path) -> None:
+    config.write_text(config.read_text().replace("mq_sensors", "mq sensors"))
+    code, _, err = run("check", "-c", config)
+    assert code == 2
+    assert "rules[0] (sensors-out)" in err
+    assert "target" in err
+
+
+def test_wrong_usage_is_exit_code_2(run: Run) -> None:
+    assert run("frobnicate")[0] == 2
+    assert run("run", "--no-such-option")[0] == 2
+
+
+def test_check_says_that_rocketmq_does_not_answer(run: Run, config: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        data = yaml.safe_load(config.read_text())
+        data["rocketmq"] = {"namesrv": f"127.0.0.1:{unused.getsockname()[1]}"}
+        config.write_text(yaml.safe_dump(data))
+        code, out, _ = run("check", "-c", config)
+    assert code == 1
+    assert out.startswith("ok ")
+    assert "PROBLEM  rocketmq.namesrv" in out
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_2(run: Run, config: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        data = yaml.safe_load(config.read_text())
+        data["admin"] = {"listen": f"127.0.0.1:{taken.getsockname()[1]}"}
+        data["mqtt"] = {"listen": "127.0.0.1:0"}
+        config.write_text(yaml.safe_dump(data))
+        code, _, err = run("run", "-c", config)
+    assert code == 2
+    assert "admin.listen: cannot listen on" in err
+    assert "Traceback" not in err
+
+
+def test_lanes_are_listed_and_shown(run: Run, config: Path, tmp_path: Path) -> None:
+    lane = Lane.open(tmp_path / "spool" / "sensors-out", max_bytes=1 << 20, target="mq_sensors")
+    message = MqttMessage("sensors/room", b"21.5\xff", 1, retain=True, client_id="GID_dev@@@1")
+    offset = lane.append(encode_publish(message, accepted_us=1_700_000_000_000_000))
+    code, out, _ = run("spool", "ls", "-c", config)
+    assert code == 0
+    assert out.splitlines()[1].split()[:3] == ["sensors-out", "mq_sensors", "1"]
+    code, out, _ = run("spool", "show", "sensors-out", "-c", config)
+    assert code == 0
+    assert f"offset {offset}" in out
+    assert "MQTT topic 'sensors/room', client 'GID_dev@@@1', QoS 1, clean session, retain" in out
+    assert r"b'21.5\xff'" in out
+    lane.close()
+
+
+def test_an_unknown_lane_is_named_with_those_there_are(run: Run, config: Path) -> None:
+    code, _, err = run("spool", "show", "nope", "-c", config)
+    assert code == 2
+    assert "there is no lane nope" in err
+    assert run("spool", "show", "../..", "-c", config)[0] == 2
+
+
+def test_a_damaged_lane_is_a_problem_that_names_the_file(run: Run, config: Path, tmp_path: Path) -> None:
+    lane = Lane.open(tmp_path / "spool" / "sensors-out", max_bytes=1 << 20, target="mq_sensors")
+    for _ in range(3):
+        lane.append(encode_publish(MqttMessage("sensors/room", b"x" * 100), accepted_us=1))
+    lane.close()
+    (segment,) = (tmp_path / "spool" / "sensors-out").glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[-150] ^= 0xFF
+    segment.write_bytes(data)
+    for arguments in (("ls",), ("show", "sensors-out")):
+        code, out, _ = run("spool", *arguments, "-c", config)
+        assert code == 1
+        assert "PROBLEM" in out
+        assert segment.name in out
+
+
+def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: Path) -> None:
+    parked = ParkedStore(tmp_path / "spool" / "commands-in", max_bytes=1 << 20)
+    frame = Frame(
+        FrameKind.ROCKETMQ, 0, 0, "", "mq_commands", b"mqttSecondTopic\x01/a/+\x02TAGS\x01MQ2MQTT\x02", b"body"
+    )
+    parked.append(frame, key="broker-a/0/7", reason="topic contains the wildcard +")
+    code, out, _ = run("parked", "ls", "-c", config)
+    assert code == 0
+    assert "commands-in" in out
+    assert "broker-a/0/7" in out
+    assert "topic contains the wildcard +" in out
+    code, out, _ = run("parked", "show", "commands-in", "-c", config)
+    assert code == 0
+    assert "mqttSecondTopic = /a/+" in out
+    assert "b'body'" in out
+
+
+def test_with_nothing_there_the_lists_are_empty(run: Run, config: Path) -> None:
+    assert run("spool", "ls", "-c", config)[0] == 0
+    assert run("parked", "ls", "-c", config)[0] == 0
