@@ -26,12 +26,13 @@ _EXPECTED: Mapping[str, str] = {
 }
 _WITH_CONTEXT: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "finite_number": lambda _: "must be a finite number",
-    "greater_than": lambda context: f"must be more than {context['gt']}",
+    "greater_than": lambda context: f"must be more than {context['gt']:g}",
     "greater_than_equal": lambda context: f"must be {context['ge']} or more",
-    "less_than_equal": lambda context: f"must be {context['le']} or less",
+    "less_than_equal": lambda context: f"must be {context['le']:g} or less",
     "literal_error": lambda context: f"must be {context['expected']}",
     "missing": lambda _: "is missing",
     "string_too_short": lambda _: "is empty; give it a value or leave it out",
+    "too_short": lambda _: "is empty; give it a value or leave it out",
     "union_tag_invalid": lambda context: f"must be one of {context['expected_tags']}, not {context['tag']!r}",
     "union_tag_not_found": lambda _: "is missing: 'outbound', 'inbound' or 'status'",
     "value_error": lambda context: str(context["error"]),
@@ -63,5 +64,5 @@ def describe(error: ErrorDetails, *, secret: bool) -> str:
 def unknown_field(name: str, known: Iterable[str]) -> str:
     """Return the message for a field that does not exist, with the likely one or all."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     return f"unknown field; did you mean {close[0]!r}?" if close else f"unknown field; there are {', '.join(names)}"

@@ -102,7 +102,7 @@ _RocketTopic = Annotated[str, AfterValidator(_rocketmq_topic)]
 
 
 class _RuleBase(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: Annotated[str, AfterValidator(_rule_id)] = Field(
         description="Name of the rule: 3 to 64 letters, digits, `-` and `_`. Fixed: the lane and the consumer group on "

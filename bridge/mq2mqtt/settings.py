@@ -205,7 +205,9 @@ class Settings(BaseSettings):
         description="Limits on messages. A publish over one is refused like a forbidden one; a RocketMQ message over "
         "one is parked.",
     )
-    stop_deadline: float = Field(default=10, gt=0, le=3600, description="Seconds that an ordered stop may take.")
+    stop_deadline: float = Field(
+        default=10, gt=0, le=3600, allow_inf_nan=False, description="Seconds that an ordered stop may take."
+    )
     mqtt: MqttSettings = Field(
         default_factory=MqttSettings, description="The broker of `mq2mqtt run`. An amqtt of your own ignores it."
     )
