@@ -55,10 +55,10 @@ class GroupCommit:
             self._task = asyncio.create_task(self._run(), name=f"mq2mqtt.lane[{self._lane.name}].sync")
         return future
 
-    def segment_began(self, *, finished: int) -> None:
-        """Take over the file of a finished segment (-1: there is none)."""
-        if finished >= 0:
-            self._finished.append(finished)
+    def file_finished(self, descriptor: int) -> None:
+        """Take over a file that is appended to no more (-1: there was none); a new one may have taken its place."""
+        if descriptor >= 0:
+            self._finished.append(descriptor)
         self._directory_is_new = True
 
     async def _run(self) -> None:
@@ -69,7 +69,7 @@ class GroupCommit:
                 self._synced_files, self._finished = self._finished, []
                 directory, self._directory_is_new = self._directory_is_new, False
                 upto = self._upto
-                files = {*self._synced_files, self._descriptor}
+                files = {*self._synced_files, self._descriptor} - {-1}
                 await loop.run_in_executor(self._thread, self._round, files, directory)
                 self._synced = upto
                 self._end_round(None)
@@ -114,7 +114,7 @@ class GroupCommit:
         failure = self._failure
         if failure is None and waiting:
             try:
-                self._round({*self._synced_files, descriptor}, directory=self._directory_is_new)
+                self._round({*self._synced_files, descriptor} - {-1}, directory=self._directory_is_new)
             except OSError as error:
                 failure = LaneError(f"lane {self._lane}: the last fdatasync failed: {error.strerror}")
         self._end_round(failure)

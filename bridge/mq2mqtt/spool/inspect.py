@@ -90,7 +90,7 @@ def _measure(lane: Path) -> tuple[int, int, int | None]:
     chain = read_chain(lane, created_us=created_us, boot_id=Machine().boot_id, stored=stored)
     if not chain.segments:
         return 0, 0, None
-    head, _ = find_head(chain.segments, stored)
+    head, _ = find_head(chain, stored)
     messages, size = unsettled(chain.segments, head)
     first = next(read_entries(lane), None) if messages else None
     return messages, size, first.frame.accepted_us if first else None

@@ -161,10 +161,10 @@ class Lane:
                 self._begin_segment(max(floor, self._machine.now_us(), self.last.end + skip))
             else:
                 self._descriptor = os.open(self.last.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        segments = list(self.segments())
-        self.head, remark = find_head(segments, stored)
+        chain.segments = self.segments()
+        self.head, remark = find_head(chain, stored)
         self._remark(remark and f"lane {self.path}: {remark}")
-        self.messages, self.unsent_bytes = unsettled(segments, self.head)
+        self.messages, self.unsent_bytes = unsettled(chain.segments, self.head)
         self._delete_settled()
 
     def _begin_segment(self, base: int) -> None:
@@ -214,7 +214,7 @@ class Lane:
                 self._head_time = (self.head, codec.accepted_us_of(file.read(codec.HEADER_BYTES)))
         return self._head_time[1]
 
-    def segments(self) -> "list[Segment]":
+    def segments(self) -> list[Segment]:
         """Return the segment files, oldest first."""
         found = [self.first]
         while (following := found[-1].next) is not None:
@@ -310,7 +310,7 @@ class Lane:
             os.ftruncate(self._descriptor, self.last.size)
         except OSError:
             # Nothing may be appended behind it: the next append reopens the file and tries again.
-            os.close(self._descriptor)
+            self._let_go(self._descriptor)
             self._descriptor = -1
 
     def _reopen(self) -> None:
@@ -329,8 +329,12 @@ class Lane:
         previous.next = segment
         self.last = segment
         self._next_base = None
+        self._let_go(descriptor)
+
+    def _let_go(self, descriptor: int) -> None:
+        """Close a file that is appended to no more, in `power` mode after its fdatasync."""
         if self._commit is not None:
-            self._commit.segment_began(finished=descriptor)
+            self._commit.file_finished(descriptor)
         elif descriptor >= 0:
             os.close(descriptor)
 

@@ -110,8 +110,10 @@ class LaneReader:
         entries: list[Entry] = []
         wanted = min(max_messages, MAX_AHEAD - self._ahead)
         make = tuple.__new__
-        while wanted > 0 and max_bytes > 0 and self._advance():
+        while wanted > 0 and max_bytes > 0:
             try:
+                if not self._advance():
+                    break
                 frames, size = self._decode(wanted, max_bytes, required=not entries)
             except LaneError:
                 if entries:

@@ -3,6 +3,7 @@
 Reads only; `Lane.open` cuts and deletes. `docs/spool.md` ("Opening a lane") gives the rules and their reasons.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +44,8 @@ class Chain:
     """Whether the last segment was made since the machine started: it can have lost nothing but an unfinished write."""
     torn_bytes: int = 0
     """Bytes after the last sound frame, to be cut off."""
+    before: int = 0
+    """Offset after the last message of the segment before the first one: what is gone ends there."""
     unborn: Path | None = None
     """A segment file whose header was never written, to be deleted."""
 
@@ -96,6 +99,7 @@ def read_chain(lane: Path, *, created_us: int | None, boot_id: bytes, stored: He
     for (segment, following), header in zip(pairwise(chain.segments), headers[1:], strict=True):
         _link(segment, following, header)
     if chain.segments:
+        chain.before = headers[0].previous_end
         last = chain.segments[-1]
         chain.same_boot = headers[-1].boot_id == boot_id != _NO_BOOT
         tail = _walk_last(last, stored, same_boot=chain.same_boot)
@@ -190,32 +194,40 @@ def _size_is_damaged(data: bytes, position: int) -> bool:
     return crc32(view[checked:], crc) == expected
 
 
-def find_head(segments: list[Segment], stored: Head | None) -> tuple[Head, str | None]:
-    """Return where the oldest unsettled message is, and a remark if that is not simply what was stored.
+def find_head(chain: Chain, stored: Head | None) -> tuple[Head, str | None]:
+    """Return where the oldest unsettled message is, and a remark if something lies between that and what was stored.
 
     A cursor past the last frame is the caller's to deal with: here it yields the end of the last segment.
 
     Raises:
         LaneCorruptError, LaneError: the segment had to be read and is damaged.
     """
-    first = segments[0]
-    if stored is None:
-        return Head(first.base, first.base, HEADER_BYTES), None
-    if stored.offset < first.base:
-        return Head(first.base, first.base, HEADER_BYTES), (
-            f"cursor {stored.offset} lies before the oldest segment {first.path}: what was between them"
-            " was settled before a loss of power, or its file was removed"
-        )
-    # The last segment that begins at or before the cursor; past its end there is the next one, or nothing yet.
+    first = chain.segments[0]
+    remark = None
+    if stored is None or stored.offset < first.base:
+        head = Head(first.base, first.base, HEADER_BYTES)
+        if stored is not None and stored.offset < chain.before:
+            remark = (
+                f"cursor {stored.offset} lies before the oldest segment {first.path}: what was between them"
+                " was settled before a loss of power, or its file was removed"
+            )
+    else:
+        head = _find(chain.segments, stored)
+    # Not to be left behind by empty segments, or at the end of a finished one.
+    segment = next(found for found in chain.segments if found.base == head.segment)
+    while head.offset >= segment.end and segment.next is not None:
+        segment = segment.next
+        head = Head(segment.base, segment.base, HEADER_BYTES)
+    return head, remark
+
+
+def _find(segments: list[Segment], stored: Head) -> Head:
     segment = next(found for found in reversed(segments) if found.base <= stored.offset)
     if stored.offset >= segment.end:
-        following = segment.next
-        if following is not None:
-            return Head(following.base, following.base, HEADER_BYTES), None
-        return Head(segment.end, segment.base, segment.size), None
+        return Head(segment.end, segment.base, segment.size)
     if stored.segment == segment.base and HEADER_BYTES <= stored.position < segment.size:
-        return Head(stored.offset, segment.base, stored.position), None
-    return _seek(segment, stored.offset), None
+        return Head(stored.offset, segment.base, stored.position)
+    return _seek(segment, stored.offset)
 
 
 def _seek(segment: Segment, offset: int) -> Head:
@@ -231,7 +243,7 @@ def _seek(segment: Segment, offset: int) -> Head:
     return Head(offset, segment.base, position)
 
 
-def unsettled(segments: list[Segment], head: Head) -> tuple[int, int]:
+def unsettled(segments: Iterable[Segment], head: Head) -> tuple[int, int]:
     """Return how many messages, and bytes of frames, lie from `head` on."""
     messages = size = 0
     for segment in segments:
