@@ -37,6 +37,7 @@ class Lifecycle:
         self._host = host
         self._wills = wills
         self._connections: dict[str, Connection] = {}
+        self._opening: set[WriterAdapter] = set()
         self._closing = False
         self.online: dict[str, Connection] = {}
         self._authenticate = broker._authenticate  # noqa: SLF001 - see the module docstring
@@ -54,6 +55,8 @@ class Lifecycle:
     async def close(self) -> None:
         """Refuse new connections and end all there are; returns when everything is told."""
         self._closing = True
+        for writer in tuple(self._opening):
+            await _close(writer)
         for connection in list(self._connections.values()):
             connection.end()
         # Shielded tasks within: one that hangs is bounded by its own timeouts.
@@ -75,6 +78,7 @@ class Lifecycle:
         From the last look at the predecessors to `Connection.attach` nothing waits, so two connections with one
         client id cannot both get through.
         """
+        self._opening.add(writer)
         try:
             connection, session = await self._read_connect(reader, writer)
             host = f"[{remote_address}]" if ":" in remote_address else remote_address
@@ -93,6 +97,8 @@ class Lifecycle:
             # amqtt counts a connection as closed only after errors of its own.
             await _close(writer)
             raise AMQTTError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._opening.discard(writer)
         self._connections[connection.client_id] = connection
         return connection, session
 

@@ -257,8 +257,12 @@ async def test_a_will_over_the_limits_is_refused(world: World) -> None:
 
 async def test_shutdown_ends_everybody_first(world: World) -> None:
     device = await world.client("dev", will=("lane/will", b"shut", 1, False))
+    silent = await Client.open(world.port)
+    world.clients.append(silent)
+    await until(lambda: world.open_connections == 2)
     await world.host.close()
     await device.wait_closed()
+    await silent.wait_closed()
     assert world.intake.told("dev") == ["connect", "tcpclean"]
     assert [m.payload for m in world.intake.wills] == [b"shut"]
     late = await Client.open(world.port)
