@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from mq2mqtt import __version__
+from mq2mqtt.host import DropReason
 from mq2mqtt.telemetry import Direction, Histogram, RuleState, RuleTelemetry, Telemetry
 
 __all__ = ["METRICS", "build_registry", "markdown"]
@@ -15,7 +16,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_messages_total": (
         "counter",
         ("rule", "direction", "outcome"),
-        "Messages by what became of them; the table of outcomes is below.",
+        "Messages by what became of them.",
     ),
     "mq2mqtt_in_flight": (
         "gauge",
@@ -50,8 +51,43 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_build_info": ("gauge", ("version",), "1, with the version of the bridge."),
 }
 
-_UPLINK_OUTCOMES = ("accepted", "sent", "parked")
-_DOWNLINK_OUTCOMES = ("received", "delivered", "no_subscriber", "queued", "expired", "parked", "skipped", "dropped")
+_UPLINK_OUTCOMES = {
+    "accepted": "in the lane",
+    "sent": "stored in RocketMQ",
+    "parked": "put aside: it can never be sent as it is",
+}
+_DOWNLINK_OUTCOMES = {
+    "received": "came from RocketMQ",
+    "delivered": "at least one device has it (QoS 0: it was written to the connection)",
+    "no_subscriber": "no client subscribes to its topic",
+    "queued": "kept for a client that is away; not in this version",
+    "expired": "its time was over before it could be delivered; not in this version",
+    "parked": "put aside: its topic or size is impossible in MQTT, or over a limit that is set",
+    "skipped": "a bridge sent it (loop guard)",
+    "dropped": "nobody got it; the reason is counted",
+}
+_REASONS = {
+    DropReason.LANE_FULL: "uplink: a QoS 0 publish found the lane full",
+    DropReason.TOO_LARGE: "uplink: a publish larger than the whole lane",
+    DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
+    DropReason.DISCONNECTED: "the device left before it acknowledged",
+    DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",
+    DropReason.OFFLINE_NOT_BUILT: "the client is away, and this version keeps nothing for clients that are away",
+    DropReason.PARKING_FULL: "a message to be parked found no room; RocketMQ still has it, the log names it",
+}
+_INTRODUCTION = (
+    "`GET /metrics` on the admin port, for Prometheus. Labels are bounded: rules, directions, outcomes and reasons,",
+    "never client ids or topics.",
+)
+_INVARIANTS = (
+    "## Invariants",
+    "",
+    "- uplink: `accepted = sent + parked + lane_messages`; at start `accepted` begins with the messages found in the lane",
+    "- downlink: `received = delivered + no_subscriber + queued + expired + parked + skipped + dropped + in_flight`;",
+    "  a message counts once, with the best outcome of its receivers (delivered, queued, dropped)",
+    "",
+    "<!-- Generated from bridge/mq2mqtt/metrics.py; a test compares. -->",
+)
 
 
 class _BridgeCollector(Collector):
@@ -141,19 +177,16 @@ def build_registry(
 
 
 def markdown() -> str:
-    """Return the table of `docs/metrics.md`."""
-    lines = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    """Return `docs/metrics.md`."""
+    lines = ["# Metrics", "", *_INTRODUCTION, "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
     for name, (kind, labels, text) in METRICS.items():
-        lines.append(f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {text} |")
-    lines += [
-        "",
-        f"Outcomes of the uplink: {_listed(_UPLINK_OUTCOMES)}. Always `accepted = sent + parked + lane_messages`; at start",
-        "`accepted` begins with the number of messages found in the lane.",
-        "",
-        f"Outcomes of the downlink: {_listed(_DOWNLINK_OUTCOMES)}. Always `received` = the sum of the others + `in_flight`;",
-        "a message counts once, with the best outcome of its receivers.",
-    ]
-    return "\n".join(lines) + "\n"
+        lines.append(f"| `{name}` | {kind} | {_listed(labels)} | {text} |")
+    lines += ["", "## Outcomes", "", "| direction | outcome | meaning |", "|---|---|---|"]
+    for direction, outcomes in (("uplink", _UPLINK_OUTCOMES), ("downlink", _DOWNLINK_OUTCOMES)):
+        lines += [f"| {direction} | `{outcome}` | {text} |" for outcome, text in outcomes.items()]
+    lines += ["", "## Reasons of `mq2mqtt_dropped_total`", "", "| reason | meaning |", "|---|---|"]
+    lines += [f"| `{reason}` | {text} |" for reason, text in _REASONS.items()]
+    return "\n".join([*lines, "", *_INVARIANTS]) + "\n"
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -1,12 +1,15 @@
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mq2mqtt.host import Delivery, DropReason, Outcome
-from mq2mqtt.metrics import METRICS, build_registry
+from mq2mqtt.metrics import METRICS, build_registry, markdown
 from mq2mqtt.telemetry import Direction, Histogram, RuleState, RuleTelemetry, Telemetry, Trouble
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -109,3 +112,11 @@ def test_a_clock_that_runs_behind_counts_as_zero_seconds() -> None:
     histogram.observe(-4.0)
     assert histogram.counts[0] == 1
     assert histogram.total == 0.0
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+
+
+def test_every_reason_is_documented() -> None:
+    assert all(f"| `{reason}` |" in markdown() for reason in DropReason)

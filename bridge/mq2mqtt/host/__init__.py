@@ -37,8 +37,6 @@ class DropReason(StrEnum):
     LANE_FULL = "lane_full"
     SLOW_DEVICE = "slow_device"
     OFFLINE_NOT_BUILT = "offline_not_built"
-    NOT_PERSISTENT = "not_persistent"
-    OFFLINE = "offline"
     NOT_AUTHORIZED = "not_authorized"
     DISCONNECTED = "disconnected"
     TOO_LARGE = "too_large"
