@@ -82,7 +82,7 @@ _INTRODUCTION = (
 _INVARIANTS = (
     "## Invariants",
     "",
-    "- uplink: `accepted = sent + parked + lane_messages`; at start `accepted` begins with the messages found in the lane",
+    "- uplink: `accepted = sent + parked + lane_messages`; `accepted` starts with the messages found in the lane",
     "- downlink: `received = delivered + no_subscriber + queued + expired + parked + skipped + dropped + in_flight`;",
     "  a message counts once, with the best outcome of its receivers (delivered, queued, dropped)",
     "",
