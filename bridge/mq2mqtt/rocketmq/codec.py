@@ -46,11 +46,14 @@ def encoded_size(message: Sendable) -> int:
     """Return the number of bytes that `message` takes in a batch, its `UNIQ_KEY` included.
 
     Raises:
-        MessageIllegal: it cannot be encoded.
+        MessageIllegal: it can never be sent as it is.
     """
-    text = encode_properties(message.properties)
-    size = _BATCH_OVERHEAD + len(message.body) + len(text.encode())
-    return size if message.properties.get(UNIQ_KEY) else size + _UNIQ_LENGTH
+    _check_body(message.body)
+    length = len(_utf8(encode_properties(message.properties)))
+    if not message.properties.get(UNIQ_KEY):
+        length += _UNIQ_LENGTH
+    _check_properties(length)
+    return _BATCH_OVERHEAD + len(message.body) + length
 
 
 class BodyEncoder:
@@ -78,8 +81,7 @@ class BodyEncoder:
             text = f"{text}{_UNIQ_PREFIX}{unique}\x02"
         # Only non-ASCII text can be longer in UTF-8; it never shrinks.
         length = len(text) if text.isascii() else len(_utf8(text))
-        if length > MAX_PROPERTIES:
-            raise _illegal(f"the properties take {length} bytes; at most {MAX_PROPERTIES} can be sent")
+        _check_properties(length)
         return text, unique
 
     def batch(self, messages: Sequence[Sendable]) -> tuple[bytes, tuple[str, ...]]:
@@ -103,8 +105,7 @@ class BodyEncoder:
                 text = f"{text}{_UNIQ_PREFIX}{unique}\x02"
             encoded = _utf8(text)
             length = len(encoded)
-            if length > MAX_PROPERTIES:
-                raise _illegal(f"the properties take {length} bytes; at most {MAX_PROPERTIES} can be sent")
+            _check_properties(length)
             size = len(body)
             parts += (pack_entry(_BATCH_OVERHEAD + size + length, 0, 0, 0, size), body, pack_length(length), encoded)
             ids.append(unique)
@@ -119,6 +120,11 @@ def _check_body(body: bytes) -> None:
         raise _illegal("an empty body cannot be sent")
     if len(body) > MAX_BODY:
         raise _illegal(f"a body of {len(body)} bytes; at most {MAX_BODY} can be sent")
+
+
+def _check_properties(length: int) -> None:
+    if length > MAX_PROPERTIES:
+        raise _illegal(f"the properties take {length} bytes; at most {MAX_PROPERTIES} can be sent")
 
 
 def _utf8(text: str) -> bytes:

@@ -4,7 +4,6 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.rocketmq.golden import golden_bytes
 
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq import codec
@@ -12,6 +11,7 @@ from mq2mqtt.rocketmq.codec import MAX_BODY, BodyEncoder, decode_messages, encod
 from mq2mqtt.rocketmq.errors import DecodeError, MessageIllegal
 from mq2mqtt.rocketmq.message import ReceivedMessage
 from mq2mqtt.rocketmq.unique import UniqueIds
+from tests.unit.rocketmq.golden import golden_bytes
 
 UNIQ = "0102030405060708090A0B0C0D0E0F10"
 MAGIC_V2 = -626843477
@@ -189,12 +189,14 @@ def properties_of(size: int, *, character: str = "v") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("character", ["v", "é"])
-def test_properties_may_take_32767_bytes_and_not_one_more(character: str) -> None:
-    fits = properties_of(32767, character=character)
+def test_properties_may_take_32000_bytes_and_not_one_more(character: str) -> None:
+    fits = properties_of(32000, character=character)
     message = RocketMessage("t", b"x", fits)
     encoder().single(message)
     encoder().batch([message, message])
     over = RocketMessage("t", b"x", {**fits, "k": fits["k"] + character})
+    with pytest.raises(MessageIllegal, match="properties take"):
+        encoded_size(over)
     with pytest.raises(MessageIllegal, match="properties take"):
         encoder().single(over)
     with pytest.raises(MessageIllegal, match="properties take"):
@@ -216,6 +218,8 @@ def test_what_cannot_be_sent_is_refused_before_sending(message: RocketMessage) -
         encoder().single(message)
     with pytest.raises(MessageIllegal):
         encoder().batch([good, message])
+    with pytest.raises(MessageIllegal):
+        encoded_size(message)
     assert not single.value.retriable
 
 

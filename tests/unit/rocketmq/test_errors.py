@@ -28,3 +28,17 @@ def test_codes(code: int, name: str, *, retriable: bool) -> None:
     assert isinstance(error, AnswerError)
     assert (type(error).__name__, error.retriable, error.code) == (name, retriable, code)
     assert str(error) == f"h:1 answered code {code}: first line"
+
+
+@pytest.mark.parametrize(
+    ("remark", "name"),
+    [
+        ("java.lang.RuntimeException: message size exceeded, org.apache.Rocket", "MessageIllegal"),
+        ("java.lang.RuntimeException: message body size exceeded, org.apache.Rocket", "MessageIllegal"),
+        ("org.apache.rocketmq.acl.common.AclException: Check signature failed", "NoPermission"),
+        ("java.lang.RuntimeException: disk size exceeded", "AnswerError"),
+    ],
+)
+def test_exceptions_that_brokers_let_through(remark: str, name: str) -> None:
+    assert type(for_code(1, remark)).__name__ == name
+    assert type(for_code(2, remark)).__name__ == "SystemBusy"
