@@ -24,7 +24,7 @@ _DEADLINE = 30.0
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_DEADLINE):
-        while not condition():  # noqa: ASYNC110 - nothing tells of these changes
+        while not condition():
             await asyncio.sleep(0.02)
 
 

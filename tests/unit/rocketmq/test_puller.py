@@ -1,0 +1,261 @@
+"""The puller against a broker that answers what a test wants: what real brokers do too seldom to wait for."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import pytest
+
+from mq2mqtt.rocketmq import Client, DecodeError, NotConnected, ReadQueue, Response
+from mq2mqtt.rocketmq.liveness import Liveness
+from mq2mqtt.rocketmq.puller import PrefetchBudget, Puller
+from mq2mqtt.rocketmq.tags import TagFilter
+
+Answer = Callable[[dict[str, str]], Response]
+
+
+def stored(offset: int, body: bytes = b"body", *, tag: str = "t", magic: int = -626843481) -> bytes:
+    """Return a message as brokers store it (V1)."""
+    properties = b"TAGS\x01%s\x02" % tag.encode()
+    rest = struct.pack(">i", len(body)) + body + b"\x01t" + struct.pack(">H", len(properties)) + properties
+    head = struct.pack(">iiiiqqiq8sq8siq", magic, 0, 0, 0, offset, 0, 0, 1, bytes(8), 1, bytes(8), 0, 0)
+    return struct.pack(">i", 4 + len(head) + len(rest)) + head + rest
+
+
+def answer(code: int, following: int, body: bytes = b"", *, end: int = 100) -> Response:
+    fields = {"nextBeginOffset": str(following), "minOffset": "0", "maxOffset": str(end)}
+    return Response(code, 1, 1, "remark", fields, body)
+
+
+class Broker:
+    """Answers pulls from a script, and holds the next one for ever; stands for the client too."""
+
+    client_id = "me"
+
+    def __init__(self) -> None:
+        self.script: list[Answer | Exception] = []
+        self.pulls: list[dict[str, str]] = []
+        self.moved = asyncio.Event()
+
+    async def call(
+        self,
+        address: str,
+        code: int,
+        fields: dict[str, str],
+        body: bytes = b"",
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the client's signature
+    ) -> Response:
+        assert (address, timeout is None or timeout > 0) == ("broker:1", True)
+        if code == 34:  # the heartbeat of Liveness
+            return Response(0, 1, 1, "", {}, body)
+        self.pulls.append(fields)
+        self.moved.set()
+        if not self.script:
+            await asyncio.Event().wait()
+        step = self.script.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step(fields)
+
+
+class Events:
+    def __init__(self) -> None:
+        self.errors: list[DecodeError] = []
+        self.recoveries = 0
+
+    def ready(self, puller: Puller) -> None:
+        """Nothing to do: tests look for themselves."""
+
+    def advanced(self) -> None:
+        """Nothing to do."""
+
+    def recovered(self) -> None:
+        self.recoveries += 1
+
+    def cannot_decode(self, puller: Puller, error: DecodeError) -> None:
+        assert puller.topic == "t"
+        self.errors.append(error)
+
+
+class World:
+    def __init__(self, *, tags: str = "*", offset: int = 0, budget: int = 1 << 20) -> None:
+        self.broker = Broker()
+        self.events = Events()
+        self.budget = PrefetchBudget(budget)
+        client = cast("Client", self.broker)
+        self.liveness = Liveness(client)
+        self.liveness.watch("broker:1")
+        self.puller = Puller(
+            client,
+            group="g",
+            topic="t",
+            queue=ReadQueue("b", 0),
+            address="broker:1",
+            offset=offset,
+            tags=TagFilter(tags),
+            shown_topic_property=None,
+            events=self.events,
+            liveness=self.liveness,
+            budget=self.budget,
+        )
+
+    async def play(self, *script: Answer | Exception) -> None:
+        """Let the broker answer in turn, and wait until it holds the pull after that."""
+        self.broker.script += script
+        async with asyncio.timeout(10):
+            while self.broker.script or len(self.broker.pulls) < len(script) + 1:
+                self.broker.moved.clear()
+                await self.broker.moved.wait()
+
+    def offsets(self) -> list[int]:
+        taken: list[int] = []
+        self.broker.moved.clear()
+        while self.puller.can_hand_out():
+            taken += [message.offset for message in self.puller.take()]
+        return taken
+
+    @property
+    def asked(self) -> list[int]:
+        return [int(fields["queueOffset"]) for fields in self.broker.pulls]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[Callable[..., World]]:
+    made: list[World] = []
+
+    def make(**settings: object) -> World:
+        made.append(World(**settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.puller.stop()
+        await one.liveness.close()
+
+
+async def test_a_message_that_cannot_be_decoded_is_told_and_left_out(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(lambda _: answer(0, 3, stored(0) + stored(1, magic=7) + stored(2)))
+
+    assert one.offsets() == [0, 2]
+    assert [error.offset for error in one.events.errors] == [1]
+    assert one.puller.progress.frontier == 3
+
+
+async def test_an_answer_without_sense_is_pulled_again_message_by_message(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(
+        lambda _: answer(0, 3, stored(0) + b"\xff" * 60),
+        lambda _: answer(0, 1, stored(0)),
+        lambda _: answer(0, 3, b"\xff" * 60),
+        lambda _: answer(0, 2, b"\xff" * 60),
+        lambda _: answer(0, 3, stored(2)),
+    )
+
+    assert one.offsets() == [0, 2]
+    assert [fields["maxMsgNums"] for fields in one.broker.pulls] == ["256", "1", "256", "1", "256", "256"]
+    assert one.asked == [0, 0, 1, 1, 2, 3]
+    assert len(one.events.errors) == 1
+
+
+async def test_the_first_pull_and_the_first_after_a_failure_are_not_held(world: Callable[..., World]) -> None:
+    one = world()
+    assert one.puller.problem is not None
+    await one.play(lambda _: answer(19, 0), NotConnected("broker:1", "cut"), lambda _: answer(19, 0))
+
+    assert [fields["sysFlag"] for fields in one.broker.pulls] == ["4", "6", "4", "6"]
+    assert one.puller.problem is None
+    assert one.events.recoveries == 1
+    assert one.puller.commit_again
+
+
+@pytest.mark.parametrize(("code", "word"), [(16, "16"), (17, "17"), (26, "26"), (1, "remark")])
+async def test_a_refusal_is_told_in_words(world: Callable[..., World], code: int, word: str) -> None:
+    one = world()
+    problems: list[str | None] = []
+
+    def look(_: dict[str, str]) -> Response:
+        problems.append(one.puller.problem)
+        return answer(19, 0)
+
+    await one.play(lambda _: answer(code, 0), look)
+
+    assert word in (problems[0] or "")
+    assert one.puller.problem is None
+
+
+async def test_a_strange_answer_does_not_end_the_queue(
+    world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = world()
+    await one.play(lambda _: Response(0, 1, 1, "", {}, b""), lambda _: answer(0, 1, stored(0)))
+
+    assert one.offsets() == [0]
+    assert "pulling t" in caplog.text
+
+
+async def test_passed_over_messages_can_be_committed_only_behind_those_before_them(
+    world: Callable[..., World],
+) -> None:
+    one = world(tags="a")
+    await one.play(
+        lambda _: answer(20, 10),
+        lambda _: answer(0, 12, stored(10, tag="a") + stored(11, tag="b")),
+        lambda _: answer(20, 30),
+    )
+
+    assert one.asked == [0, 10, 12, 30]
+    assert one.puller.progress.committable == 10
+    (message,) = one.puller.take()
+    assert one.puller.progress.committable == 10
+    one.puller.progress.settle(message)
+    assert one.puller.progress.committable == 30
+
+
+async def test_a_move_forward_keeps_what_is_held(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(lambda _: answer(0, 1, stored(0)), lambda _: answer(21, 50))
+
+    assert one.offsets() == [0]
+    assert one.asked == [0, 1, 50]
+    assert one.puller.progress.frontier == 50
+
+
+async def test_a_move_back_forgets_what_is_held(world: Callable[..., World]) -> None:
+    one = world(offset=10)
+    await one.play(lambda _: answer(0, 11, stored(10)), lambda _: answer(21, 4), lambda _: answer(0, 5, stored(4)))
+
+    assert one.offsets() == [4]
+    assert one.puller.progress.frontier == 5
+
+
+async def test_pulling_ahead_is_bounded_and_goes_on_when_something_is_taken(world: Callable[..., World]) -> None:
+    one = world(budget=1)
+    body = stored(0)
+    one.broker.script.append(lambda _: answer(0, 1, body))
+    async with asyncio.timeout(10):
+        while not one.puller.can_hand_out():
+            await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert (one.asked, one.budget.used, one.puller.waits) == ([0], len(body), True)
+
+    assert one.offsets() == [0]
+    async with asyncio.timeout(10):
+        await one.broker.moved.wait()
+
+    assert (one.asked, one.budget.used, one.puller.waits) == ([0, 1], 0, False)
+
+
+async def test_stopping_gives_back_the_budget(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(lambda _: answer(0, 1, stored(0)))
+    assert one.budget.used
+
+    await one.puller.stop()
+    await one.puller.stop()
+
+    assert one.budget.used == 0
+    assert not one.puller.can_hand_out()
