@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.bench.experiment import Bench, Experiment, Measurement
 
-MODULES = ("tests.bench.rocketmq_client",)
+MODULES = ("tests.bench.rocketmq_client", "tests.bench.spool")
 """Each has `EXPERIMENTS`: name -> function."""
 
 

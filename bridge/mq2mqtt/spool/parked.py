@@ -53,6 +53,7 @@ class ParkedStore:
         *,
         max_bytes: int,
         durability: Durability = "process",
+        max_messages: int = MAX_PARKED,
         machine: Machine | None = None,
     ) -> None:
         """`lane` is `spool/<rule id>`, `max_bytes` the lane's; an eighth of that may be parked.
@@ -62,6 +63,7 @@ class ParkedStore:
         """
         self._directory = lane / PARKED_NAME
         self._max_bytes = max_bytes // _QUOTA_SHARE
+        self._max_messages = max_messages
         self._sync = durability == "power"
         self._machine = machine or Machine()
         self._changed_ns = -1
@@ -82,7 +84,7 @@ class ParkedStore:
         """Park `frame`. The same `key` again (after a crash before the cursor moved) replaces the record.
 
         Raises:
-            LaneFullError: `MAX_PARKED` messages, an eighth of `max_bytes`, or a full disk.
+            LaneFullError: `max_messages` are parked, an eighth of `max_bytes`, or a full disk.
             ValueError: the key is empty or too long for a file name.
         """
         name = quote(key, safe="") + _SUFFIX
@@ -94,7 +96,7 @@ class ParkedStore:
         record = codec.encode(Frame(FrameKind.PARKED, 0, self._machine.now_us(), key, text, b"", codec.encode(frame)))
         used = sum(self._sizes.values())
         # An empty store takes any message: one that is longer than the quota must not stop the rule for ever.
-        is_full = len(self._sizes) >= MAX_PARKED or used + len(record) > self._max_bytes
+        is_full = len(self._sizes) >= self._max_messages or used + len(record) > self._max_bytes
         if self._sizes and is_full and name not in self._sizes:
             raise LaneFullError(
                 f"{self._directory}: {len(self._sizes)} messages, {used} bytes are parked, no more fit;"

@@ -6,7 +6,7 @@ import pytest
 from mq2mqtt.errors import LaneCorruptError, LaneError, LaneFullError
 from mq2mqtt.spool.frame import Frame, FrameKind, encode
 from mq2mqtt.spool.machine import Machine
-from mq2mqtt.spool.parked import MAX_PARKED, ParkedStore, count_parked, list_parked
+from mq2mqtt.spool.parked import ParkedStore, count_parked, list_parked
 from tests.unit.spool.lanes import fill, open_lane
 
 FRAME = Frame(FrameKind.PUBLISH, 1, 5, "dev", "sensors/a", b"\x02\0\0\0\1", b"body")
@@ -78,11 +78,11 @@ def test_an_empty_store_takes_a_message_longer_than_its_quota(tmp_path: Path) ->
 
 
 def test_the_number_is_bounded(tmp_path: Path) -> None:
-    (tmp_path / "parked").mkdir()
-    for number in range(MAX_PARKED):
-        (tmp_path / f"parked/{number}.parked").touch()
-    with pytest.raises(LaneFullError, match=f"{MAX_PARKED} messages"):
-        store_in(tmp_path).append(FRAME, key="x", reason="")
+    store = ParkedStore(tmp_path, max_bytes=1 << 20, max_messages=3)
+    for number in range(3):
+        store.append(FRAME, key=str(number), reason="")
+    with pytest.raises(LaneFullError, match="3 messages"):
+        store.append(FRAME, key="x", reason="")
 
 
 def test_a_long_reason_is_cut_at_a_character(tmp_path: Path) -> None:
