@@ -59,7 +59,6 @@ class Outbox:
         self._written = 0
         self._drained_mark = 0
         self._progress_at = self._loop.time()
-        self._expired = False
         self._closed = False
 
     def send(self, parcel: Parcel) -> None:
@@ -74,10 +73,7 @@ class Outbox:
         if waiting >= MAX_UNSETTLED or (waiting > STUCK_UNSETTLED and self._stuck()):
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
             return
-        now = self._loop.time()
-        if not waiting and not self._expired:
-            self._progress_at = now  # idle until now: the clock of `_stuck` starts here
-        parcel.deadline = now + DELIVERY_TIMEOUT
+        parcel.deadline = self._loop.time() + DELIVERY_TIMEOUT
         self._unsettled[parcel] = None
         self._queue.append(parcel)
         if self._timer is None:
@@ -161,10 +157,12 @@ class Outbox:
 
     def _progress(self) -> None:
         self._progress_at = self._loop.time()
-        self._expired = False
 
     def _stuck(self) -> bool:
-        """Whether nothing has moved for a while, as seen by acknowledgements and by the write buffer."""
+        """Whether nothing has moved for a while, as seen by acknowledgements and by the write buffer.
+
+        A device that was idle is not stuck: what has just been written to it, and taken, counts.
+        """
         drained = self._written - self._wire.buffered
         if drained > self._drained_mark:
             self._drained_mark = drained
@@ -180,7 +178,6 @@ class Outbox:
                 self._timer = self._loop.call_at(parcel.deadline, self._expire)
                 break
             del self._unsettled[parcel]
-            self._expired = True
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
         self.pump()
 

@@ -105,12 +105,10 @@ class Publishes:
             self._submit(publish)
             return
         number = publish.packet_id
-        # MQTT-4.3.3-2: until PUBREL, a PUBLISH with the same identifier is the same message, sent again. One that comes
-        # while its PUBREL is being worked on changes nothing any more.
-        if number not in self._releasing:
-            if len(self._unreleased) >= MAX_UNRELEASED:
-                raise MalformedPacketError(f"more than {MAX_UNRELEASED} QoS 2 messages without PUBREL")
-            self._unreleased[number] = publish
+        # MQTT-4.3.3-2: until PUBREL, a PUBLISH with the same identifier is the same message, sent again.
+        if number not in self._unreleased and len(self._unreleased) >= MAX_UNRELEASED:
+            raise MalformedPacketError(f"more than {MAX_UNRELEASED} QoS 2 messages without PUBREL")
+        self._unreleased[number] = publish
         self._wire.write(acknowledgement(PUBREC, number))
 
     def release(self, number: int) -> None:

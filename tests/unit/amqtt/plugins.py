@@ -17,6 +17,8 @@ OPEN, WRONG, CRASH = "open", "wrong", "crash"
 class SlowAcl(BaseTopicPlugin):
     """Forbids topics that end in `/forbidden`, for publishing, and in `/secret`, for receiving. Answers late."""
 
+    asked: list[tuple[str, str]] = []  # noqa: RUF012 - amqtt makes the plugin; the test clears it
+
     @dataclass
     class Config:
         delay: float = 0.0
@@ -28,6 +30,7 @@ class SlowAcl(BaseTopicPlugin):
         topic: Any = None,
         action: Any = None,
     ) -> bool:
+        self.asked.append((action, topic))
         config: Any = self.config
         # The later the publish, the quicker the answer: concurrent questions would overtake each other.
         if action is Action.PUBLISH and topic.endswith("/slow"):
