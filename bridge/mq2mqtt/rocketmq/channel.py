@@ -87,6 +87,7 @@ class Channel:
     async def close(self) -> None:
         """Close the connection for good. Idempotent."""
         self._closed = True
+        self._reason = "this client is closed"
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)

@@ -97,5 +97,5 @@ async def test_closing_ends_an_attempt_and_its_callers() -> None:
         caller = asyncio.ensure_future(channel.connection())
         await asyncio.sleep(0.05)
         await channel.close()
-        with pytest.raises(NotConnected):
+        with pytest.raises(NotConnected, match="this client is closed"):
             await asyncio.wait_for(caller, 10)
