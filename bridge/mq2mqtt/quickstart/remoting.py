@@ -12,6 +12,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mq2mqtt.errors import LinkError
+
 __all__ = ["Answer", "RemotingError", "ask", "broker_addresses", "create_topic", "topic_exists"]
 
 _UPDATE_AND_CREATE_TOPIC = 17
@@ -25,7 +27,7 @@ _CREATION_DEADLINE = 30.0
 _FIRST_MASTER_ADDRESS = re.compile(rb'"brokerAddrs":\{"?0"?:"([^"]+)"')
 
 
-class RemotingError(OSError):
+class RemotingError(LinkError):
     """RocketMQ could not be asked, or said no; the text is its own remark where there is one."""
 
 

@@ -20,7 +20,6 @@ DEFAULT_VERSION = "5.3.3"
 
 _GET_BROKER_CONFIG = 26
 _START_DEADLINE = 120.0
-_STOP_DEADLINE = 15.0
 _POLL_INTERVAL = 0.1
 
 # The broker listens on its own port N, on N - 2 (the VIP channel) and on N + 1 (replication).
@@ -165,16 +164,14 @@ class RocketMQ:
         self._running_broker.resume()
 
     def kill(self) -> None:
-        """End both with SIGKILL. Idempotent."""
+        """End both with SIGKILL, the only way to end them. Idempotent.
+
+        On SIGTERM the broker of 5.3.3 takes 17 s (measured). Killed, it loses no message: they are in the system's
+        page cache, and it reads them again at the next start.
+        """
         for child in (self._broker, self._namesrv):
             if child is not None:
                 child.kill()
-
-    async def stop(self) -> None:
-        """End both in order, the broker first: it writes out what it holds. Idempotent."""
-        for child in (self._broker, self._namesrv):
-            if child is not None:
-                await asyncio.to_thread(child.terminate, _STOP_DEADLINE)
 
     @property
     def pids(self) -> tuple[int, ...]:

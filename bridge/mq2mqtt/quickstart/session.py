@@ -1,0 +1,142 @@
+"""`mq2mqtt quickstart`: RocketMQ, an MQTT broker with the bridge in it, and a visible round trip, in one go."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import typer
+
+from mq2mqtt.errors import BridgeError
+from mq2mqtt.link.native import NativeLink
+from mq2mqtt.quickstart.bridge import INBOUND_TOPIC, OUTBOUND_TOPIC, RunningBridge
+from mq2mqtt.quickstart.device import Device
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError
+from mq2mqtt.quickstart.remoting import create_topic, topic_exists
+from mq2mqtt.quickstart.server import find_rocketmq
+from mq2mqtt.quickstart.tour import DEVICE_ID, Tour
+
+__all__ = ["quickstart"]
+
+_INTERRUPTED = 130
+_CHECK_INTERVAL = 0.5
+
+
+async def quickstart(*, once: bool, rocketmq: str | None) -> int:
+    """Run the guided tour in `var/quickstart` below the current directory.
+
+    Args:
+        once: end after the round trip, instead of staying up until SIGINT or SIGTERM.
+        rocketmq: name server `HOST:PORT` to use, instead of starting a RocketMQ.
+
+    Returns:
+        Exit code: 0 when the round trip happened, 1 when it did not, 2 when this machine lacks something, 130 when
+        interrupted before. Errors are one line on stderr.
+    """
+    happened = asyncio.Event()
+    session = asyncio.create_task(
+        _session(_directory(), once=once, rocketmq=rocketmq, happened=happened), name="quickstart.session"
+    )
+    try:
+        with _on_signals(session.cancel):
+            await session
+    except asyncio.CancelledError:
+        return 0 if happened.is_set() else _INTERRUPTED
+    except PrerequisiteError as error:
+        typer.echo(f"mq2mqtt: {error}", err=True)
+        return 2
+    except (BridgeError, OSError) as error:
+        typer.echo(f"mq2mqtt: {error}", err=True)
+        return 1
+    return 0
+
+
+def _directory() -> Path:
+    return Path.cwd() / "var" / "quickstart"
+
+
+@contextlib.contextmanager
+def _on_signals(react: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, react)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _session(directory: Path, *, once: bool, rocketmq: str | None, happened: asyncio.Event) -> None:
+    """Bring everything up, in the order of the flow; whatever ends this takes it down in reverse."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(_only_one(directory))
+        typer.echo(f"everything is kept in {directory}")
+        server = await find_rocketmq(directory / "rocketmq", given=rocketmq, say=typer.echo)
+        stack.push_async_callback(server.stop)
+        await _need_topics(server.namesrv)
+        bridge = RunningBridge(directory, namesrv=server.namesrv)
+        stack.push_async_callback(bridge.stop)
+        await bridge.start(typer.echo)
+        typer.echo(f"ready: MQTT on 127.0.0.1:{bridge.mqtt_port}, rules telemetry-out and commands-in are up")
+
+        link = NativeLink(namesrv=server.namesrv, client_id="mq2mqtt-quickstart-viewer")
+        stack.push_async_callback(link.close)
+        await link.start()
+        device = await Device(DEVICE_ID).connect("127.0.0.1", bridge.mqtt_port)
+        stack.push_async_callback(device.close)
+        tour = Tour(device, link, typer.echo)
+        stack.push_async_callback(tour.close)
+        await tour.start()
+        await tour.round_trip()
+        happened.set()
+        typer.echo("")
+        typer.echo("the round trip works, both ways")
+        if once:
+            return
+        _invite(bridge, server.namesrv)
+        stack.callback(typer.echo, "stopping")
+        while True:
+            bridge.check()
+            await asyncio.sleep(_CHECK_INTERVAL)
+
+
+@contextlib.contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(lock)
+        raise PrerequisiteError(f"another quickstart runs in {directory}: stop it first") from exc
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _need_topics(namesrv: str) -> None:
+    for topic in (OUTBOUND_TOPIC, INBOUND_TOPIC):
+        if not await topic_exists(namesrv, topic):
+            await create_topic(namesrv, topic)
+            typer.echo(f"created RocketMQ topic {topic}")
+
+
+def _invite(bridge: RunningBridge, namesrv: str) -> None:
+    for line in (
+        "",
+        f"metrics      {bridge.admin_url}/metrics   readiness  {bridge.admin_url}/readyz",
+        f"name server  {namesrv}",
+        f"bridge log   {bridge.log_file}",
+        f"config       {bridge.config_file}: edit its rules while it runs",
+        f"try          mosquitto_pub -h 127.0.0.1 -p {bridge.mqtt_port} -i GID_dev@@@me -q 1 -t sensors/hello -m hi",
+        "             what reaches RocketMQ, or the device, is shown here",
+        "stop         Ctrl-C",
+        "",
+    ):
+        typer.echo(line)
