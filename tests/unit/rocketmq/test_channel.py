@@ -73,7 +73,7 @@ async def test_reconnects_at_once_after_a_good_connection_was_lost() -> None:
     await (await channel.connection()).call(1, {}, timeout=10)
     port = int(server.address.rpartition(":")[2])
     await server.stop()
-    while channel.is_connected:  # noqa: ASYNC110 - a property, which tells nobody of its change
+    while channel.is_connected:
         await asyncio.sleep(0.01)
     again = Peer(answer_all)
     await again.start(port=port)

@@ -70,7 +70,7 @@ async def test_doubt_refreshes_in_the_background_and_not_too_often(monkeypatch: 
     monkeypatch.setattr("mq2mqtt.rocketmq.route_table._HURRY_SECONDS", 0)
     table.doubt("t")
     table.doubt("unknown")
-    while table.cached("t") != route("h:2"):  # noqa: ASYNC110 - a cache, which tells nobody of its change
+    while table.cached("t") != route("h:2"):
         await asyncio.sleep(0)
     assert names.fetched == 2
 
