@@ -315,7 +315,10 @@ class Consumer:
             self._by_place[puller.queue.broker, puller.queue.queue_id].remove(puller)
             self._ready.pop(puller, None)
         await asyncio.gather(*(puller.stop() for puller in pullers))
-        await self._commit(pullers)
+        with contextlib.suppress(TimeoutError):
+            # A broker that hangs must not hold up the other queues, nor the end of the process.
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._commit(pullers)
         for puller in pullers:
             self._liveness.unwatch(puller.address)
 

@@ -67,7 +67,7 @@ class StartOffsets:
         """Return where to begin in `queues`; a queue whose broker does not answer is left out.
 
         Raises:
-            RocketMQError: the group may have to be born, and a broker of the topic does not answer.
+            RocketMQError: no broker answers; or the group may have to be born, and one of the topic's does not.
         """
         stored = await self._stored(queues, route)
         if not self._born and not all(stored.values()):
@@ -130,11 +130,16 @@ class StartOffsets:
 
         answers = await asyncio.gather(*map(ask, queues), return_exceptions=True)
         stored: dict[ReadQueue, int | None] = {}
+        problem: BaseException | None = None
         for queue, answer in zip(queues, answers, strict=True):
             if not isinstance(answer, BaseException):
                 stored[queue] = answer
             elif strict or not isinstance(answer, RocketMQError):
                 raise answer
+            else:
+                problem = answer
+        if problem is not None and not stored:
+            raise problem
         return stored
 
     async def _ask(self, address: str, queue_id: int) -> int | None:
