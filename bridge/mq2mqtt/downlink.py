@@ -113,18 +113,18 @@ class Downlink:
     def _park(self, subscription: Subscription, message: ReceivedMessage, reason: str) -> None:
         """Put `message` aside for an operator.
 
-        Where there is no room it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
+        Where the disk refuses it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
         """
         where = f"{message.broker}/{message.queue_id}/{message.offset}"
         try:
-            self._parked.append(_frame(message), key=where, reason=reason)
+            evicted = self._parked.append(_frame(message), key=where, reason=reason)
         except LaneError as error:
             logger.error(
                 "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, where, reason, error
             )
             self._telemetry.settled(Delivery(Outcome.DROPPED, DropReason.PARKING_FULL))
         else:
-            self._telemetry.parked(where, reason)
+            self._telemetry.parked(where, reason, evicted=evicted)
         subscription.settle(message)
 
     def refresh_gauges(self) -> None:

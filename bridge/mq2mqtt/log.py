@@ -1,4 +1,4 @@
-"""Where log lines go: standard error, as text or as JSON; the standard library's logging is routed into the same sink."""
+"""Where log lines go: standard error, as text or as JSON; the standard library's logging goes the same way."""
 
 import logging
 import sys

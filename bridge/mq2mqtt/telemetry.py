@@ -143,10 +143,14 @@ class RuleTelemetry:
             logger.warning("rule {} drops messages: {} (counted from here on)", self.rule_id, reason)
         self.drops[reason] += 1
 
-    def parked(self, where: str, reason: str) -> None:
-        """A message that can never go on as it is was put aside; `where` names it for `parked show`."""
+    def parked(self, where: str, reason: str, *, evicted: int) -> None:
+        """A message that can never go on as it is was put aside; `where` names it for `parked show`.
+
+        `evicted` older ones were dropped to make room for it.
+        """
         self.outcomes["parked"] += 1
-        self.parked_messages += 1
+        if evicted:
+            self.drops[DropReason.PARKING_FULL] += evicted
         if self.direction is Direction.DOWNLINK:
             self.in_flight -= 1
         logger.warning("rule {} parked {}: {}", self.rule_id, where, reason)

@@ -251,8 +251,8 @@ class Uplink:
         self._reader.settle([item.entry.offset for item in part])
 
     def _park(self, item: _Item, reason: str) -> None:
-        self._parked.append(item.entry.frame, key=str(item.entry.offset), reason=reason)
-        self._telemetry.parked(f"offset {item.entry.offset}", reason)
+        evicted = self._parked.append(item.entry.frame, key=str(item.entry.offset), reason=reason)
+        self._telemetry.parked(f"offset {item.entry.offset}", reason, evicted=evicted)
         self._reader.settle([item.entry.offset])
 
     def _waits(self, queue: Queue | None) -> bool:

@@ -34,7 +34,12 @@ class World:
         self.directory = directory
         self.cluster = cluster or MemoryCluster()
         self.settings = Settings.model_validate(
-            {"node": "n1", "spool": {"path": directory}, "admin": {"listen": "127.0.0.1:0"}, "rules": list(rules)}
+            {
+                "node": "n1",
+                "spool": {"path": directory, "max_bytes": "32MiB"},
+                "admin": {"listen": "127.0.0.1:0"},
+                "rules": list(rules),
+            }
         )
         self.host = MemoryHost()
         self.link = MemoryLink(cluster=self.cluster, client_id=client_id)
@@ -152,18 +157,28 @@ async def test_a_spool_that_cannot_hold_parked_messages_is_refused(tmp_path: Pat
         World(tmp_path, IN)
 
 
-async def test_when_parking_is_full_what_comes_behind_still_flows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mq2mqtt.spool.parked.MAX_PARKED", 1)
+async def test_when_parking_is_full_the_oldest_makes_room_and_is_counted(tmp_path: Path) -> None:
     async with World(tmp_path, IN) as world:
         await until(lambda: world.bridge.telemetry.ready)
-        await world.send(b"bad 1", mqttSecondTopic="/+")
-        await world.send(b"bad 2", mqttSecondTopic="/+")
+        for number in range(3):
+            await world.send(b"%d" % number * 3_000_000, mqttSecondTopic="/+")
         await world.send(b"good", mqttSecondTopic="/x")
         await until(lambda: world.count("commands-in", "no_subscriber") == 1)
-        assert (world.count("commands-in", "parked"), world.count("commands-in", "dropped")) == (1, 1)
+        assert world.count("commands-in", "parked") == 3
+        assert world.bridge.telemetry.rules["commands-in"].drops == {"parking_full": 2}
+    assert [parked.frame.payload[:1] for parked in list_parked(tmp_path / "commands-in")] == [b"2"]
+
+
+async def test_when_the_disk_refuses_to_park_what_comes_behind_still_flows(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        (tmp_path / "commands-in").write_text("a file where the directory should be")
+        await world.send(b"bad", mqttSecondTopic="/+")
+        await world.send(b"good", mqttSecondTopic="/x")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        assert world.count("commands-in", "dropped") == 1
         assert world.bridge.telemetry.rules["commands-in"].drops == {"parking_full": 1}
+        (tmp_path / "commands-in").unlink()
 
 
 async def test_a_failing_host_parks_the_message_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_a_downlink_message_is_counted_once_and_the_sum_holds(
     rule.settled(Delivery(Outcome.DELIVERED))
     rule.settled(Delivery(Outcome.DROPPED, DropReason.SLOW_DEVICE))
     rule.skipped()
-    rule.parked("queue 0 offset 1", "bad topic")
+    rule.parked("broker/0/1", "bad topic", evicted=0)
 
     def count(outcome: str) -> float:
         labels = {"rule": "down-rule", "direction": "downlink", "outcome": outcome}

@@ -43,8 +43,8 @@ class ParkedMessage(NamedTuple):
 class ParkedStore:
     """Parks the messages of one rule in `spool/<rule id>/parked/`.
 
-    When it is full it refuses, and so the rule stops at the message that cannot be parked: what a device was
-    acknowledged is never dropped for want of room. An operator makes room by replaying or dropping.
+    It is bounded: when it is full the oldest message makes room. Whoever sends what can never go on must not be able
+    to stop the rule for everybody else.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ParkedStore:
         max_messages: int = MAX_PARKED,
         machine: Machine | None = None,
     ) -> None:
-        """`lane` is `spool/<rule id>`, `max_bytes` the lane's; an eighth of that may be parked.
+        """`lane` is `spool/<rule id>`, `max_bytes` the lane's; an eighth of that is kept, at least one message.
 
         Raises:
             LaneError: the directory cannot be read.
@@ -80,11 +80,14 @@ class ParkedStore:
         self._look()
         return len(self._sizes)
 
-    def append(self, frame: Frame, *, key: str, reason: str) -> None:
+    def append(self, frame: Frame, *, key: str, reason: str) -> int:
         """Park `frame`. The same `key` again (after a crash before the cursor moved) replaces the record.
 
+        Returns:
+            How many of the oldest messages were dropped for it: `max_messages`, or an eighth of `max_bytes`.
+
         Raises:
-            LaneFullError: `max_messages` are parked, an eighth of `max_bytes`, or a full disk.
+            LaneFullError: the disk refuses.
             ValueError: the key is empty or too long for a file name.
         """
         name = quote(key, safe="") + _SUFFIX
@@ -94,16 +97,18 @@ class ParkedStore:
         # Cut at a character, and never so long that it does not fit its field.
         text = reason.encode("utf-8", "replace")[:_MAX_REASON_BYTES].decode("utf-8", "ignore")
         record = codec.encode(Frame(FrameKind.PARKED, 0, self._machine.now_us(), key, text, b"", codec.encode(frame)))
-        used = sum(self._sizes.values())
-        # An empty store takes any message: one that is longer than the quota must not stop the rule for ever.
-        is_full = len(self._sizes) >= self._max_messages or used + len(record) > self._max_bytes
-        if self._sizes and is_full and name not in self._sizes:
-            raise LaneFullError(
-                f"{self._directory}: {len(self._sizes)} messages, {used} bytes are parked, no more fit;"
-                " replay or drop some"
-            )
         self._write(name, record)
+        self._sizes.pop(name, None)
+        used = sum(self._sizes.values()) + len(record)
+        dropped = 0
+        while self._sizes and (len(self._sizes) >= self._max_messages or used > self._max_bytes):
+            oldest = next(iter(self._sizes))
+            used -= self._sizes.pop(oldest)
+            (self._directory / oldest).unlink(missing_ok=True)
+            dropped += 1
         self._sizes[name] = len(record)
+        self._changed_ns = self._directory.stat().st_mtime_ns
+        return dropped
 
     def _write(self, name: str, record: bytes) -> None:
         try:
@@ -112,7 +117,6 @@ class ParkedStore:
                 if self._sync:
                     sync_directory(self._directory.parent)
             replace_file(self._directory / name, record, sync=self._sync)
-            self._changed_ns = self._directory.stat().st_mtime_ns
         except OSError as error:
             raise LaneFullError(f"cannot park in {self._directory}: {error.strerror}") from error
 
@@ -123,9 +127,9 @@ class ParkedStore:
                 changed_ns = self._directory.stat().st_mtime_ns
                 if changed_ns != self._changed_ns:
                     with os.scandir(self._directory) as found:
-                        self._sizes = {
-                            entry.name: entry.stat().st_size for entry in found if entry.name.endswith(_SUFFIX)
-                        }
+                        records = [(entry.stat(), entry.name) for entry in found if entry.name.endswith(_SUFFIX)]
+                    records.sort(key=lambda record: record[0].st_mtime_ns)
+                    self._sizes = {name: stat.st_size for stat, name in records}
                     self._changed_ns = changed_ns
             except FileNotFoundError:
                 self._sizes = {}
