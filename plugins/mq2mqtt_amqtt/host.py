@@ -26,6 +26,8 @@ from mq2mqtt_amqtt.wills import Wills
 
 __all__ = ["AmqttHost"]
 
+_ROUTING_QUEUE = 1000
+
 
 class AmqttHost:
     """Implements `mq2mqtt.host.MqttHost`. Make it before the broker starts.
@@ -42,6 +44,8 @@ class AmqttHost:
         self.intake: Intake | None = None
         self._topic_filtering = broker._topic_filtering  # noqa: SLF001 - see the module docstring
         replace(broker, "_topic_filtering", self._permitted)
+        # amqtt's is unbounded. Full, it holds up the connections' loops, and `Publishes.full` then stops reading.
+        replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._asking: set[asyncio.Task[None]] = set()

@@ -27,12 +27,12 @@ def check_version() -> None:
         raise ConfigError(f"amqtt {version} is not supported: install amqtt>=0.12.1,<0.13")
 
 
-def replace(broker: Broker, name: str, function: Any) -> None:  # noqa: ANN401 - any method's type
-    """Put `function` in place of the broker's method `name`, for this broker only.
+def replace(broker: Broker, name: str, value: Any) -> None:  # noqa: ANN401 - any attribute's type
+    """Put `value` in place of the broker's attribute `name`, mostly a method, for this broker only.
 
     Raises:
-        ConfigError: the broker has no such method: another amqtt than the supported one.
+        ConfigError: the broker has no such attribute: another amqtt than the supported one.
     """
     if getattr(broker, name, _MISSING) is _MISSING:
         raise ConfigError(f"amqtt {amqtt.__version__} is not supported: it has no Broker.{name}")
-    setattr(broker, name, function)
+    setattr(broker, name, value)

@@ -127,6 +127,20 @@ async def test_subscribers_in_the_broker_get_what_is_exported(world: World) -> N
     assert len(world.intake.lane("lane")) == 600
 
 
+async def test_who_publishes_faster_than_amqtt_routes_is_slowed_down(world: World) -> None:
+    reader, device = await world.client("reader"), await world.client("dev")
+    await reader.subscribe(("lane/a", 0))
+    peak = 0
+    queue = world.broker._broadcast_queue  # noqa: SLF001 - amqtt's own
+    for start in range(0, 10_000, 1000):
+        device.send(b"".join(publish_packet("lane/a", b"%d" % n) for n in range(start, start + 1000)))
+        await asyncio.sleep(0)
+        peak = max(peak, queue.qsize())
+    await until(lambda: len(reader.messages) == 10_000)
+    assert peak <= queue.maxsize
+    assert [m.payload for m in reader.messages] == [b"%d" % n for n in range(10_000)]
+
+
 @pytest.mark.parametrize("topic", ["$SYS/broker/x", "$own/a", "lane/+/a", "lane/#", "", "lane/\0"])
 async def test_topics_that_mqtt_forbids_close_the_connection_and_reach_no_lane(world: World, topic: str) -> None:
     device = await world.client("dev")
