@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.bench.experiment import Bench, Measurement, gather_bounded
-
 from mq2mqtt.message import RocketMessage
-from mq2mqtt.rocketmq import Client, RequestCode, Response, WriteQueue, decode_messages
+from mq2mqtt.rocketmq import Client, RequestCode, Response, SystemBusy, WriteQueue, decode_messages
+from tests.bench.experiment import Bench, Measurement, gather_bounded
 
 SINGLES = 20_000
 BATCHED = 400_000
@@ -42,10 +41,21 @@ class _Target:
 
     async def send(self, number: int, messages: list[RocketMessage]) -> None:
         queue = self.queues[number % len(self.queues)]
-        await self.client.send(self.topic, queue.broker, queue.queue_id, messages, timeout=30)
+        while True:
+            try:
+                await self.client.send(self.topic, queue.broker, queue.queue_id, messages, timeout=30)
+            except SystemBusy:
+                await asyncio.sleep(0.01)  # the broker sheds load after 200 ms in its queue
+            else:
+                return
 
     async def fill(self, batches: list[list[RocketMessage]]) -> None:
         await gather_bounded(lambda number: self.send(number, batches[number]), count=len(batches), in_flight=8)
+
+    async def shown(self) -> int:
+        """Return how many messages the queues show: a broker indexes them after it has answered."""
+        offsets = (self.client.max_offset(self.address, self.topic, queue.queue_id) for queue in self.queues)
+        return sum(await asyncio.gather(*offsets))
 
     async def pull(self, queue: WriteQueue, offset: int) -> Response:
         fields = {
@@ -125,6 +135,8 @@ async def client_receive(bench: Bench) -> list[Measurement]:
     async with _target(bench) as target:
         messages = [make_message(target.topic, number) for number in range(RECEIVED)]
         await target.fill([messages[first : first + BATCH] for first in range(0, RECEIVED, BATCH)])
+        while await target.shown() < RECEIVED:
+            await asyncio.sleep(0.05)
         start = time.perf_counter()
         await target.drain(decode=False)
         pulled = RECEIVED / (time.perf_counter() - start)

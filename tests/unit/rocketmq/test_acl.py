@@ -1,6 +1,5 @@
-from tests.unit.rocketmq.golden import golden_text
-
 from mq2mqtt.rocketmq.acl import Credentials, signature
+from tests.unit.rocketmq.golden import golden_text
 
 FIELDS = {"topic": "T_é", "queueId": "3"}
 SECRET = "s3cret"  # noqa: S105 - made up

@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.rocketmq.golden import golden_bytes
 
 from mq2mqtt.rocketmq.errors import MessageIllegal
 from mq2mqtt.rocketmq.properties import decode_properties, encode_properties
+from tests.unit.rocketmq.golden import golden_bytes
 
 TEXT = st.text(st.characters(exclude_characters="\x01\x02", exclude_categories=["Cs"]))
 PROPERTIES = st.dictionaries(TEXT.filter(bool), TEXT, max_size=8)

@@ -4,10 +4,10 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.rocketmq.golden import golden_bytes
 
 from mq2mqtt.rocketmq.errors import FrameError
 from mq2mqtt.rocketmq.remoting import MAX_FRAME, Command, FrameDecoder, encode_request, encode_response, frame
+from tests.unit.rocketmq.golden import golden_bytes
 
 FIELDS = st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4)
 REQUESTS = st.lists(st.tuples(st.integers(0, 999), FIELDS, st.binary(max_size=60)), min_size=1, max_size=6)
