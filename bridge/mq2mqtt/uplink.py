@@ -180,7 +180,7 @@ class Uplink:
         waiting = sorted((item for items in self._ready.values() for item in items), key=lambda item: item.entry.offset)
         self._queues = queues
         self._queue_of.clear()
-        self._ready = {queue: deque() for queue in queues}
+        self._ready = {queue: deque() for queue in queues}  # bounded by the reader: MAX_AHEAD
         self._ready_bytes = 0
         self._backoff = {}
         self._problems = {}
