@@ -1,8 +1,13 @@
 """Runs `e2e/java/Peer.java`: the official Java client, driven line by line."""
 
 import asyncio
+import atexit
+import functools
 import json
 import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +15,16 @@ from typing import Any, Self
 _SOURCE = Path(__file__).parent / "e2e" / "java" / "Peer.java"
 _DEADLINE = 60.0
 _MAX_LINE = 16 * 1024 * 1024
+
+
+@functools.cache
+def _compiled(jars: Path) -> Path:
+    """Compile the peer once for all tests: running it from its source costs seconds each time."""
+    classes = Path(tempfile.mkdtemp(prefix="mq2mqtt-java-peer-"))
+    atexit.register(shutil.rmtree, classes, ignore_errors=True)
+    command = ["javac", "-encoding", "UTF-8", "-d", str(classes), "-cp", f"{jars}{os.sep}*", str(_SOURCE)]
+    subprocess.run(command, check=True, capture_output=True)
+    return classes
 
 
 class JavaPeer:
@@ -21,7 +36,8 @@ class JavaPeer:
     def __init__(self, jars: Path, *arguments: str, home: Path) -> None:
         self.lines: list[dict[str, Any]] = []
         self._command = ["-Xmx256m", f"-Duser.home={home}", "-Dfile.encoding=UTF-8", "-cp", f"{jars}{os.sep}*"]
-        self._command += [str(_SOURCE), *arguments]
+        self._command[-1] += f"{os.pathsep}{_compiled(jars)}"
+        self._command += ["Peer", *arguments]
         self._stderr = home / f"peer-{arguments[0]}-{id(self)}.log"
         self._printed = asyncio.Condition()
 

@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 """Shows one line of progress to the user."""
 
 OLDEST_JAVA = 17
-_PACKAGES = {"java": "default-jre-headless", "mvn": "maven"}
+_PACKAGES = {"java": "default-jre-headless", "javac": "default-jdk-headless", "mvn": "maven"}
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
@@ -42,7 +42,7 @@ async def require_java(say: Say) -> None:
 
 
 async def require_programs(programs: Iterable[str], say: Say) -> None:
-    """Make sure that `programs` (of `java`, `mvn`) are on the PATH; as root on Debian, install what is missing.
+    """Make sure that `programs` (of java, javac, mvn) are on the PATH; as root on Debian, install what is missing.
 
     Raises:
         PrerequisiteError: something is missing and could not be installed.
