@@ -1,5 +1,6 @@
 """Where log lines go: standard error, as text or as JSON; the standard library's logging goes the same way."""
 
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -9,9 +10,10 @@ from loguru import logger
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["set_up_logging"]
+__all__ = ["calm_default_sink", "set_up_logging"]
 
 _TEXT = "<dim>{time:YYYY-MM-DD HH:mm:ss.SSS}</dim> <level>{level: <8}</level> {message} <dim>[{name}]</dim>"
+_DEFAULT_SINK = 0
 # amqtt logs every packet at INFO and formats texts for it; an operator of the bridge wants its warnings only.
 _QUIET = {"amqtt": logging.WARNING, "transitions": logging.WARNING, "aiohttp.access": logging.WARNING}
 
@@ -29,6 +31,16 @@ class _ToLoguru(logging.Handler):
         while frame is not None and (depth == 0 or frame.f_code.co_filename == logging.__file__):
             frame, depth = frame.f_back, depth + 1
         logger.opt(depth=depth, exception=record.exc_info).log(level, "{}", record.getMessage())
+
+
+def calm_default_sink() -> None:
+    """In a process that is not ours: have loguru's own default sink start at INFO, unless somebody has replaced it.
+
+    It would print a DEBUG line for each connection of each client.
+    """
+    with contextlib.suppress(ValueError):
+        logger.remove(_DEFAULT_SINK)
+        logger.add(sys.stderr, level="INFO", format=_TEXT, backtrace=False, diagnose=False)
 
 
 def set_up_logging(*, level: str = "INFO", json: bool = False) -> None:

@@ -14,6 +14,7 @@ from loguru import logger
 from mq2mqtt import settings as configuration
 from mq2mqtt.bridge import Bridge
 from mq2mqtt.errors import BridgeError
+from mq2mqtt.log import calm_default_sink
 from mq2mqtt.settings import Settings
 from mq2mqtt_amqtt.host import AmqttHost
 from mq2mqtt_amqtt.patch import replace
@@ -55,6 +56,7 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         replace(self._broker, "_start_listeners", self._listen)
 
     def _load(self) -> Settings:
+        calm_default_sink()
         config: Any = self.config
         return configuration.load(Path(config.config_file))
 
