@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.conftest import MakeTopic, SharedRocketMQ, StartRocketMQ
 
 from mq2mqtt.quickstart.remoting import RemotingError, ask, broker_addresses, topic_exists
 from mq2mqtt.quickstart.rocketmq import RocketMQ
+from tests.conftest import MakeTopic, SharedRocketMQ, StartRocketMQ
 
 GET_BROKER_CONFIG = 26
 
@@ -79,7 +79,7 @@ time.sleep(600)
 
 async def _wait_gone(pids: list[int]) -> None:
     async with asyncio.timeout(30):
-        while any(_is_running(pid) for pid in pids):  # noqa: ASYNC110 - other processes are awaited
+        while any(_is_running(pid) for pid in pids):
             await asyncio.sleep(0.1)
 
 
