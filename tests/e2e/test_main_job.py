@@ -1,5 +1,7 @@
 """The main job as a user sees it: `mq2mqtt run` as a process, paho-mqtt devices, a RocketMQ application."""
 
+import asyncio
+import base64
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
+from tests.java_peer import JavaPeer, run_java_peer
 from tests.rocket_peer import RocketPeer, wait_for_messages
 
 pytestmark = pytest.mark.e2e
@@ -195,6 +198,39 @@ def test_a_p2p_message_for_a_client_that_is_away_is_counted(world: World) -> Non
     before = world.bridge.metric("mq2mqtt_dropped_total", **labels)
     world.peer.send(world.into, b"nobody home", mqttSecondTopic="/p2p/away", cleansessionflag="false")
     wait_for(lambda: world.bridge.metric("mq2mqtt_dropped_total", **labels) == before + 1)
+
+
+async def test_the_official_java_client_is_the_other_end(
+    world: World, rocketmq: SharedRocketMQ, tmp_path: Path
+) -> None:
+    if rocketmq.jars is None:
+        pytest.skip("a RocketMQ given by address comes without the jars of its Java client")
+    group = f"GID_java_{uuid.uuid4().hex[:12]}"
+    with world.device("GID_dev@@@java") as device:
+        device.subscribe("devices/from/java", qos=2)
+        await run_java_peer(
+            rocketmq.jars,
+            *("produce", rocketmq.namesrv, world.into, "MQ2MQTT", "2", "6000", "ZLIB"),
+            *("mqttSecondTopic=/from/java", "qoslevel=2"),
+            home=tmp_path,
+        )
+        wait_for_messages(device.received, 2)
+        device.publish("sensors/to/java", b"\x00from a device", qos=2)
+        async with JavaPeer(
+            rocketmq.jars, "consume", rocketmq.namesrv, group, world.out, "MQTT_COMMON", home=tmp_path
+        ) as peer:
+            async with asyncio.timeout(60):
+                while not (found := [m for m in peer.having("message") if _client(m) == "GID_dev@@@java"]):
+                    await asyncio.sleep(0.05)
+    assert [(len(message.payload), message.qos) for message in device.received] == [(6000, 2), (6000, 2)]
+    (message,) = found
+    assert base64.b64decode(message["body"]) == b"\x00from a device"
+    assert (message["properties"]["mqttSecondTopic"], message["properties"]["qoslevel"]) == ("/to/java", "2")
+
+
+def _client(line: dict[str, Any]) -> str | None:
+    client_id: str | None = line["properties"].get("clientId")
+    return client_id
 
 
 def test_a_will_is_exported_with_its_clients_id(world: World) -> None:
