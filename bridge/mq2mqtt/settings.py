@@ -68,7 +68,11 @@ class RocketMQSettings(_Section):
         default=None, description="Secret key of RocketMQ's ACL, or `file://PATH` of a file that holds it."
     )
     driver: Driver = Field(default="native", description="Client library. Only `native` is available yet.")
-    tls: bool = Field(default=False, description="Whether name servers and brokers are reached over TLS.")
+    tls: bool = Field(
+        default=False,
+        description="Whether name servers and brokers are reached over TLS, verified against the system's certificate "
+        "authorities (`SSL_CERT_FILE` names others).",
+    )
     address_map: AddressMap = Field(
         default={},
         description="Broker address as RocketMQ announces it -> as this machine reaches it: for a RocketMQ behind NAT "
