@@ -265,6 +265,9 @@ class Consumer:
 
     async def _own(self, route: TopicRoute, members: Iterable[str]) -> bool:
         topic = route.topic
+        if outdated := [puller for (name, _), puller in self._pullers.items() if name == topic and puller.outdated]:
+            # Brokers forget a deleted topic's offsets: begin as in queues that have appeared.
+            await self._lose(outdated)
         mine = set(allocate(self._client.client_id, queues=route.read_queues, members=members))
         owned = {queue for name, queue in self._pullers if name == topic}
         if lost := owned - mine:
@@ -318,7 +321,7 @@ class Consumer:
         with contextlib.suppress(TimeoutError):
             # A broker that hangs must not hold up the other queues, nor the end of the process.
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await self._commit(pullers)
+                await self._commit([puller for puller in pullers if not puller.outdated])
         for puller in pullers:
             self._liveness.unwatch(puller.address)
 

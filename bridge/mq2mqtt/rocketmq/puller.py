@@ -33,6 +33,14 @@ _QUICK_SECONDS: Final = 0.1
 _FIRST_DELAY: Final = 0.2
 _MAX_DELAY: Final = 5.0
 _MAX_DOUBLINGS: Final = 8
+_ANSWERS: Final = frozenset(
+    (
+        ResponseCode.SUCCESS,
+        ResponseCode.PULL_NOT_FOUND,
+        ResponseCode.PULL_RETRY_IMMEDIATELY,
+        ResponseCode.PULL_OFFSET_MOVED,
+    )
+)
 
 
 class PrefetchBudget:
@@ -76,6 +84,7 @@ class Puller:
         max_offset: the queue's end, as of the last answer.
         committed: the offset that the broker is known to have been told, or `None`.
         commit_again: it may have forgotten that.
+        outdated: the topic was deleted and made again, and its offsets with it; the consumer begins anew.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, each a thing of its own
@@ -101,6 +110,8 @@ class Puller:
         self.max_offset = offset
         self.committed: int | None = None
         self.commit_again = False
+        self.outdated = False
+        self._topic_missing = False
         self._client = client
         self._tags = tags
         self._shown_topic_property = shown_topic_property
@@ -201,7 +212,12 @@ class Puller:
             await self._liveness.until_answering(self.address)
             return
         code = response.code
-        if code == ResponseCode.SUCCESS:
+        if self._topic_missing and code in _ANSWERS:
+            # The first new messages may lie before our offset: nothing of this answer can be trusted.
+            self.outdated = True
+            self._events.recovered()
+            await self._fail(f"topic {self.topic} has been made again")
+        elif code == ResponseCode.SUCCESS:
             self._answered(response)
             self._keep(response)
         elif code in {ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY}:
@@ -216,6 +232,7 @@ class Puller:
             self._answered(response)
             self._move(int(response.fields["nextBeginOffset"]), response.remark)
         else:
+            self._topic_missing = self._topic_missing or code == ResponseCode.TOPIC_NOT_EXIST
             await self._fail(str(for_code(code, response.remark, address=self.address)))
 
     def _answered(self, response: Response) -> None:

@@ -82,6 +82,7 @@ class StartOffsets:
             logger.info("%s has no offset of %s %s: read from %d", self._group, self._topic, queue, oldest)
             await self._store(queue, route, oldest)
             stored[queue] = oldest
+        self._born = self._born or any(stored.values())
         return {queue: offset for queue in queues if (offset := stored.get(queue)) is not None}
 
     async def _is_born(self, stored: dict[ReadQueue, int | None], route: TopicRoute) -> bool:

@@ -135,6 +135,25 @@ async def world() -> AsyncIterator[Callable[..., World]]:
         await one.liveness.close()
 
 
+@pytest.mark.parametrize("code", [0, 19, 20, 21])
+async def test_offsets_of_a_topic_that_was_made_again_are_outdated(world: Callable[..., World], code: int) -> None:
+    one = world(offset=5)
+    problems: list[str | None] = []
+
+    def look(_: dict[str, str]) -> Response:
+        problems.append(one.puller.problem)
+        assert not one.puller.outdated
+        return answer(code, 6, stored(5), end=6)
+
+    await one.play(lambda _: answer(17, 0), look)
+
+    assert "17" in (problems[0] or "")
+    assert one.puller.outdated
+    assert one.puller.problem is not None
+    assert one.events.recoveries == 1
+    assert not one.puller.can_hand_out()
+
+
 async def test_a_message_that_cannot_be_decoded_is_told_and_left_out(world: Callable[..., World]) -> None:
     one = world()
     await one.play(lambda _: answer(0, 3, stored(0) + stored(1, magic=7) + stored(2)))
@@ -171,7 +190,7 @@ async def test_the_first_pull_and_the_first_after_a_failure_are_not_held(world: 
     assert one.puller.commit_again
 
 
-@pytest.mark.parametrize(("code", "word"), [(16, "16"), (17, "17"), (26, "26"), (1, "remark")])
+@pytest.mark.parametrize(("code", "word"), [(16, "16"), (26, "26"), (1, "remark")])
 async def test_a_refusal_is_told_in_words(world: Callable[..., World], code: int, word: str) -> None:
     one = world()
     problems: list[str | None] = []

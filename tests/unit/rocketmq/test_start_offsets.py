@@ -91,6 +91,17 @@ async def test_a_queue_that_appears_later_begins_at_its_minimum() -> None:
     assert brokers.stored == {("a:1", "0"): 60, ("a:1", "1"): 10}
 
 
+async def test_a_topic_that_is_made_again_is_no_birth() -> None:
+    brokers = Brokers()
+    for queue in QUEUES:
+        brokers.stored[f"{queue.broker}:1", str(queue.queue_id)] = 60
+    one = starts(brokers)
+    await one.find(QUEUES, ROUTE)
+    brokers.stored.clear()
+
+    assert await one.find(QUEUES, ROUTE) == dict.fromkeys(QUEUES, 10)
+
+
 async def test_a_crash_in_the_middle_of_a_birth_loses_nothing() -> None:
     brokers = Brokers()
     brokers.stores_left = 2
