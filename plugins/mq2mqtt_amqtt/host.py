@@ -21,6 +21,7 @@ from mq2mqtt_amqtt.fanout import Fanout, Parcel
 from mq2mqtt_amqtt.lifecycle import Lifecycle
 from mq2mqtt_amqtt.packets import Frame, Publish
 from mq2mqtt_amqtt.patch import check_version, replace
+from mq2mqtt_amqtt.retained import Retained
 from mq2mqtt_amqtt.subscriptions import Subscriptions
 from mq2mqtt_amqtt.wills import Wills
 
@@ -47,6 +48,7 @@ class AmqttHost:
         # amqtt's is unbounded. Full, it holds up the connections' loops, and `Publishes.full` then stops reading.
         replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
+        self._retained = Retained(broker)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._asking: set[asyncio.Task[None]] = set()
 
