@@ -11,6 +11,7 @@ import typer
 
 from mq2mqtt import __version__, checks, settings, show
 from mq2mqtt.errors import BridgeError
+from mq2mqtt.fields import address
 from mq2mqtt.log import set_up_logging
 
 __all__ = ["app", "main"]
@@ -32,7 +33,24 @@ app.add_typer(parked_app, name="parked")
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.", show_default=True)]
 LaneArgument = Annotated[str, typer.Argument(help="Rule id: the lane's name.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many messages.")]
+_LOG_LEVELS = "DEBUG, INFO, WARNING or ERROR"
 _DEFAULT_CONFIG = Path("mq2mqtt.yaml")
+
+
+def _listen(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            address(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
+
+
+def _log_level(value: str) -> str:
+    level = value.upper()
+    if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise typer.BadParameter(f"{value!r} is no log level: use {_LOG_LEVELS}")
+    return level
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback signature
@@ -70,15 +88,15 @@ def run(
     *,
     config: ConfigOption = _DEFAULT_CONFIG,
     listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="MQTT address, instead of mqtt.listen.")
+        str | None, typer.Option(metavar="HOST:PORT", callback=_listen, help="MQTT address, instead of mqtt.listen.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+    log_level: Annotated[str, typer.Option(callback=_log_level, help=f"{_LOG_LEVELS}.")] = "INFO",
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Run an amqtt broker with the bridge in it."""
     from mq2mqtt_amqtt.run import serve  # noqa: PLC0415 - amqtt is slow to import
 
-    set_up_logging(level=log_level.upper(), json=log_json)
+    set_up_logging(level=log_level, json=log_json)
     loaded = settings.load(config)
     _run(serve(loaded, config, listen=listen))
 
@@ -90,6 +108,8 @@ def check(
     create: Annotated[bool, typer.Option("--create", help="Create missing RocketMQ topics.")] = False,
 ) -> None:
     """Validate the configuration, reach RocketMQ, and say which topics are missing."""
+    # What the client logs of its connections is in the findings too.
+    set_up_logging(level="ERROR")
     loaded = settings.load(config)
     raise typer.Exit(_run(checks.check(loaded, config, create=create)))
 

@@ -17,6 +17,7 @@ __all__ = [
     "Size",
     "StoreUrl",
     "Text",
+    "address",
     "read_secret",
     "split_address",
 ]
@@ -36,7 +37,8 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _address(value: str) -> str:
+def address(value: str) -> str:
+    """Return a valid `host:port` as it is; raises `ValueError` with words for an operator."""
     matched = _ADDRESS.fullmatch(value)
     if matched is None or int(matched[2]) > _MAX_PORT:
         raise ValueError(f"{value!r} is no host:port: write for example 127.0.0.1:9876, or [::1]:9876 for IPv6")
@@ -44,7 +46,7 @@ def _address(value: str) -> str:
 
 
 def _server_address(value: str) -> str:
-    if split_address(_address(value))[1] == 0:
+    if split_address(address(value))[1] == 0:
         raise ValueError(f"{value!r} has port 0, which nobody can connect to")
     return value
 
@@ -115,7 +117,7 @@ def _text(format_name: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "format": format_name})
 
 
-Listen = Annotated[str, AfterValidator(_address), _text("host:port")]
+Listen = Annotated[str, AfterValidator(address), _text("host:port")]
 Size = Annotated[
     int,
     BeforeValidator(_size),

@@ -90,7 +90,7 @@ def _show_frame(frame: Frame) -> None:
 
 def _directory(settings: Settings, lane: str) -> Path:
     path = settings.spool.path / lane
-    if not path.is_dir() or path.parent != settings.spool.path:
+    if lane in {"", ".", ".."} or not path.is_dir() or path.parent != settings.spool.path:
         known = ", ".join(summary.rule for summary in summarize_all(settings.spool.path)) or "none yet"
         raise ConfigError(f"there is no lane {lane} in {settings.spool.path} (lanes: {known})")
     return path

@@ -84,14 +84,23 @@ def test_wrong_usage_is_exit_code_2(run: Run) -> None:
     assert run("run", "--no-such-option")[0] == 2
 
 
+@pytest.mark.parametrize("option", [("--log-level", "LOUD"), ("--listen", "1883"), ("--listen", "127.0.0.1:99999")])
+def test_a_wrong_option_is_refused_before_anything_starts(run: Run, config: Path, option: tuple[str, str]) -> None:
+    code, out, err = run("run", "-c", config, *option)
+    assert (code, out) == (2, "")
+    assert option[0] in err
+    assert "Traceback" not in err
+    assert not (config.parent / "spool").exists()
+
+
 def test_check_says_that_rocketmq_does_not_answer(run: Run, config: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         data = yaml.safe_load(config.read_text())
         data["rocketmq"] = {"namesrv": f"127.0.0.1:{unused.getsockname()[1]}"}
         config.write_text(yaml.safe_dump(data))
-        code, out, _ = run("check", "-c", config)
-    assert code == 1
+        code, out, err = run("check", "-c", config)
+    assert (code, err) == (1, "")
     assert out.startswith("ok ")
     assert "PROBLEM  rocketmq.namesrv" in out
 
@@ -129,7 +138,8 @@ def test_an_unknown_lane_is_named_with_those_there_are(run: Run, config: Path) -
     code, _, err = run("spool", "show", "nope", "-c", config)
     assert code == 2
     assert "there is no lane nope" in err
-    assert run("spool", "show", "../..", "-c", config)[0] == 2
+    for outside in ("../..", "..", ".", ""):
+        assert run("spool", "show", outside, "-c", config)[0] == 2
 
 
 def test_a_damaged_lane_is_a_problem_that_names_the_file(run: Run, config: Path, tmp_path: Path) -> None:

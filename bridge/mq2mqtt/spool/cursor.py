@@ -59,6 +59,9 @@ def read_cursor(lane: Path, created_us: int) -> tuple[Head | None, str | None]:
             data = path.read_bytes()
         except FileNotFoundError:
             return None, None
+    if not data:
+        # Made, and nothing settled yet: the writer was killed before its first `store`.
+        return None, None
     heads = _parse(data, created_us)
     if heads:
         return max(heads), None

@@ -86,6 +86,11 @@ def test_a_cursor_with_both_slots_damaged_is_reported_and_ignored(tmp_path: Path
     assert str(path) in remark
 
 
+def test_a_lane_whose_writer_was_killed_before_it_settled_anything_is_no_damage(tmp_path: Path) -> None:
+    CursorFile(tmp_path, 1).close()
+    assert read_cursor(tmp_path, 1) == (None, None)
+
+
 def test_a_cursor_of_another_lane_is_ignored(tmp_path: Path) -> None:
     file = CursorFile(tmp_path, 1)
     file.store(Head(10, 1, 80))
