@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.quickstart.ports import is_free
+from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 from tests.bridge_process import wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
@@ -21,7 +23,7 @@ DEADLINE = 120.0
 
 
 class Quickstart:
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, docker: bool) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._output = directory / "output.txt"
         with self._output.open("wb") as output:
@@ -31,8 +33,8 @@ class Quickstart:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                # No engine: what these tests look at is the JVM, whatever the machine has.
-                env=os.environ | {"DOCKER_HOST": "tcp://127.0.0.1:1"},
+                # Nothing listens there: the JVM is what most tests look at, whatever the machine has.
+                env=os.environ | ({} if docker else {"DOCKER_HOST": "tcp://127.0.0.1:1"}),
             )
 
     @property
@@ -54,8 +56,8 @@ StartQuickstart = Callable[..., Quickstart]
 def start(tmp_path: Path) -> Iterator[StartQuickstart]:
     started: list[Quickstart] = []
 
-    def run(*options: str) -> Quickstart:
-        started.append(Quickstart(tmp_path, *options))
+    def run(*options: str, docker: bool = False) -> Quickstart:
+        started.append(Quickstart(tmp_path, *options, docker=docker))
         return started[-1]
 
     yield run
@@ -118,3 +120,19 @@ def test_a_wrong_address_is_one_line_and_exit_code_2(
     assert error.startswith("mq2mqtt: --rocketmq ")
     assert reason in error
     assert "Traceback" not in quickstart.output
+
+
+def test_with_a_docker_engine_rocketmq_runs_in_a_container_that_leaves_with_it(start: StartQuickstart) -> None:
+    image = f"apache/rocketmq:{DEFAULT_VERSION}"
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "image", "inspect", image], check=False, capture_output=True).returncode != 0
+    ):
+        pytest.skip(f"no Docker engine here that has {image}")
+    quickstart = start("--once", docker=True)
+    assert quickstart.process.wait(DEADLINE) == 0, quickstart.output
+    found = re.search(r"container (mq2mqtt-quickstart-\w+)", quickstart.output)
+    assert found is not None, quickstart.output
+    assert "the round trip works, both ways" in quickstart.output
+    left = subprocess.run(["docker", "ps", "--all", "--format={{.Names}}"], check=True, capture_output=True, text=True)
+    assert found[1] not in left.stdout

@@ -51,7 +51,7 @@ async def require_programs(programs: Iterable[str], say: Say) -> None:
     if not missing:
         return
     if os.geteuid() == 0 and shutil.which("apt-get") is not None:
-        await _apt_install([_PACKAGES[program] for program in missing], say)
+        await _apt_install(missing, say)
         missing = [program for program in missing if shutil.which(program) is None]
     if missing:
         raise PrerequisiteError(f"missing here: {', '.join(missing)}; {_advice(missing)}")
@@ -62,7 +62,8 @@ def _advice(programs: Iterable[str]) -> str:
     return f"`apt install {packages}`, or name a RocketMQ that runs already: --rocketmq HOST:PORT"
 
 
-async def _apt_install(packages: list[str], say: Say) -> None:
+async def _apt_install(programs: list[str], say: Say) -> None:
+    packages = [_PACKAGES[program] for program in programs]
     say(f"installing {' '.join(packages)} with apt")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
@@ -77,4 +78,4 @@ async def _apt_install(packages: list[str], say: Say) -> None:
             if last_line.startswith(("Get:", "Unpacking", "Setting up")):
                 say(f"  {last_line}")
         if await process.wait() != 0:
-            raise PrerequisiteError(f"`{' '.join(command)}` failed: {last_line}; {_advice(['java', 'mvn'])}")
+            raise PrerequisiteError(f"`{' '.join(command)}` failed: {last_line}; {_advice(programs)}")

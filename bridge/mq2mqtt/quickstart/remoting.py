@@ -24,6 +24,7 @@ _TOPIC_NOT_FOUND = 17
 _READ_AND_WRITE = 6
 _HEADER_LENGTH_MASK = 0xFF_FFFF  # the top byte of that word is the serialization type, 0 = JSON
 _CREATION_DEADLINE = 30.0
+_MAX_FRAME = 16 << 20
 _FIRST_MASTER_ADDRESS = re.compile(rb'"brokerAddrs":\{"?0"?:"([^"]+)"')
 
 
@@ -56,6 +57,8 @@ async def ask(address: str, code: int, fields: Mapping[str, str] | None = None, 
             try:
                 writer.write(struct.pack("!II", 4 + len(header), len(header)) + header)
                 length, header_length = struct.unpack("!II", await reader.readexactly(8))
+                if length > _MAX_FRAME:
+                    raise RemotingError(f"{address} is no RocketMQ: an answer of {length} bytes")
                 content = await reader.readexactly(length - 4)
             finally:
                 writer.close()
@@ -66,8 +69,11 @@ async def ask(address: str, code: int, fields: Mapping[str, str] | None = None, 
     except (OSError, ValueError, asyncio.IncompleteReadError) as exc:
         raise RemotingError(f"{address}: {exc}") from exc
     header_length &= _HEADER_LENGTH_MASK
-    answer = json.loads(content[:header_length])
-    return Answer(code=answer["code"], remark=answer.get("remark") or "", body=content[header_length:])
+    try:
+        answer = json.loads(content[:header_length])
+        return Answer(code=answer["code"], remark=answer.get("remark") or "", body=content[header_length:])
+    except (ValueError, KeyError, AttributeError) as exc:
+        raise RemotingError(f"{address} is no RocketMQ: {content[:40]!r}") from exc
 
 
 async def broker_addresses(namesrv: str) -> list[str]:

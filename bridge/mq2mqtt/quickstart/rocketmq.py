@@ -54,6 +54,16 @@ _BROKER_CONF = {
 }
 
 
+# 4.x reads its log settings from files of its distribution and does not start without; 5.x ignores them.
+_LOGBACK = """<configuration>
+  <appender name="out" class="ch.qos.logback.core.ConsoleAppender">
+    <encoder><pattern>%d %p %t - %m%n</pattern></encoder>
+  </appender>
+  <root level="WARN"><appender-ref ref="out"/></root>
+</configuration>
+"""
+
+
 class RocketMQStartError(BridgeError):
     """RocketMQ did not come up; the text ends with its last words."""
 
@@ -67,7 +77,9 @@ class RocketMQ:
 
     def __init__(self, directory: Path, *, version: str, jars: Path, broker_conf: Mapping[str, str]) -> None:
         self.directory = directory.absolute()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "conf").mkdir(parents=True, exist_ok=True)
+        for program in ("namesrv", "broker"):
+            (self.directory / "conf" / f"logback_{program}.xml").write_text(_LOGBACK)
         self.version = version
         self.jars = jars
         """Directory of jars; `DIRECTORY/*` is a class path for RocketMQ's tools and Java client too."""

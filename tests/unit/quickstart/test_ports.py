@@ -1,0 +1,26 @@
+import socket
+
+from mq2mqtt.quickstart.ports import free_base, free_port, free_ports, is_free
+
+
+def test_a_port_that_listens_is_not_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not is_free(port)
+        assert free_port(port) != port
+
+
+def test_the_preferred_port_is_taken_when_free() -> None:
+    port = free_port()
+    assert free_port(port) == port
+
+
+def test_ports_are_different_and_free() -> None:
+    ports = free_ports(3)
+    assert len(set(ports)) == 3
+    assert all(is_free(port) for port in ports)
+
+
+def test_a_base_has_all_its_neighbours_free() -> None:
+    base = free_base((-2, 0, 1))
+    assert all(is_free(base + offset) for offset in (-2, 0, 1))
