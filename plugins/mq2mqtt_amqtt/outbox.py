@@ -32,8 +32,8 @@ STUCK_UNSETTLED: Final = 250
 """A quarter of the 1000 messages of a RocketMQ queue that the bridge holds unsettled (design section 2).
 
 Each message to a device that has stopped reading would hold its place there for 5 s, and a few hundred of them the
-messages for everybody else. So a device with more than this many, and without an acknowledgement or a byte taken for
-`STUCK_SECONDS`, gets nothing more queued until it moves again.
+messages for everybody else. So a device with this many, and without an acknowledgement or a byte taken for
+`STUCK_SECONDS`, keeps that many and gets nothing more queued until it moves again.
 """
 
 STUCK_SECONDS: Final = 1.0
@@ -55,6 +55,7 @@ class Outbox:
         self._unsettled: OrderedDict[Parcel, None] = OrderedDict()  # in the order of their deadlines
         self._in_flight: dict[int, tuple[Parcel, int]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._shed_timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
         self._written = 0
         self._drained_mark = 0
@@ -70,7 +71,7 @@ class Outbox:
             self._write(parcel)
             return
         waiting = len(self._unsettled)
-        if waiting >= MAX_UNSETTLED or (waiting > STUCK_UNSETTLED and self._stuck()):
+        if waiting >= MAX_UNSETTLED or (waiting >= STUCK_UNSETTLED and self._stuck()):
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
             return
         parcel.deadline = self._loop.time() + DELIVERY_TIMEOUT
@@ -78,6 +79,8 @@ class Outbox:
         self._queue.append(parcel)
         if self._timer is None:
             self._timer = self._loop.call_at(parcel.deadline, self._expire)
+        if waiting >= STUCK_UNSETTLED and self._shed_timer is None:
+            self._shed_timer = self._loop.call_later(STUCK_SECONDS, self._shed)
         self.pump()
 
     def _may_pass(self, parcel: Parcel) -> bool:
@@ -169,6 +172,24 @@ class Outbox:
             self._progress()
         return self._loop.time() - self._progress_at > STUCK_SECONDS
 
+    def _shed(self) -> None:
+        """Give up what was queued beyond `STUCK_UNSETTLED` before the device was known to be stuck.
+
+        A burst fills the window of each RocketMQ queue sooner than that shows.
+        """
+        self._shed_timer = None
+        excess = len(self._unsettled) - STUCK_UNSETTLED
+        if excess <= 0:
+            return
+        if not self._stuck():
+            self._shed_timer = self._loop.call_later(STUCK_SECONDS / 4, self._shed)
+            return
+        for _ in range(excess):
+            # The newest: they are behind the window, so no packet identifier is theirs.
+            parcel, _ = self._unsettled.popitem()
+            parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
+        self._queue = deque(parcel for parcel in self._queue if parcel.frame is not None)
+
     def _expire(self) -> None:
         self._timer = None
         now = self._loop.time()
@@ -186,6 +207,8 @@ class Outbox:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._shed_timer is not None:
+            self._shed_timer.cancel()
         if self._draining is not None:
             self._draining.cancel()
         for number in self._in_flight:

@@ -230,6 +230,17 @@ async def test_a_stuck_device_is_refused_more_until_it_moves_again(world: World)
     assert healthy.messages
 
 
+async def test_a_burst_to_a_device_that_never_acknowledges_is_given_up_before_its_time(world: World) -> None:
+    await world.client("mute", acknowledge=False)
+    burst = [world.deliver("mute", "into/p2p/mute", qos=1) for _ in range(STUCK_UNSETTLED + 500)]
+    for receipt in burst[STUCK_UNSETTLED:]:
+        assert await receipt.outcome() == SLOW
+    # Seconds before `DELIVERY_TIMEOUT`, which the others have.
+    assert not any(receipt.deliveries for receipt in burst[:STUCK_UNSETTLED])
+    for receipt in burst[:STUCK_UNSETTLED]:
+        assert await receipt.outcome() == SLOW
+
+
 async def test_a_burst_to_an_idle_but_healthy_device_arrives_whole(world: World) -> None:
     device = await world.client("dev")
     await device.subscribe(("into/#", 1))
