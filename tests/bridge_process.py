@@ -87,6 +87,11 @@ class BridgeProcess:
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another `mq2mqtt` command on the same configuration."""
+        command = [sys.executable, "-m", "mq2mqtt", *arguments, "-c", str(self.config_file)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
     def kill(self) -> None:
         """`kill -9`."""
         if self.process is not None:

@@ -49,6 +49,12 @@ class RocketPeer:
     def create_topic(self, topic: str, *, queues: int = 4) -> None:
         self._do(self._link.create_topic(topic, queues=queues))
 
+    def delete_topic(self, topic: str, *, broker_address: str) -> None:
+        """Delete it as `mqadmin deleteTopic` does: in the broker, then in the name server."""
+        call = self._link._client.call  # noqa: SLF001 - the bridge never deletes a topic
+        for address, code in ((broker_address, 215), (self._namesrv, 216)):
+            self._do(call(address, code, {"topic": topic}))
+
     def send(self, topic: str, body: bytes, *, tag: str | None = "MQ2MQTT", **properties: str) -> None:
         """Send one message to a queue of `topic`, the queues in turn."""
         self.send_many(topic, [body], tag=tag, **properties)

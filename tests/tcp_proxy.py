@@ -1,0 +1,91 @@
+"""A TCP proxy that can be cut: RocketMQ away, without stopping one that other tests use."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from typing import Any, Self, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class TcpProxy:
+    """Runs in a thread of its own. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
+        self._open = True
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._servers: list[asyncio.Server] = []
+        self._serving: set[asyncio.Task[None]] = set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
+
+    def listen(self, target: str) -> str:
+        """Return an address that leads to `target`."""
+        return self._do(self._listen(target))
+
+    def cut(self) -> None:
+        """Reset all connections, and every new one."""
+        self._do(self._cut())
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._open = True
+
+    async def _listen(self, target: str) -> str:
+        host, _, port = target.rpartition(":")
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            self._serving.add(task)
+            try:
+                if self._open:
+                    there = await asyncio.open_connection(host, int(port))
+                    self._writers |= {writer, there[1]}
+                    await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+                    self._writers -= {writer, there[1]}
+            except (OSError, asyncio.CancelledError):
+                pass
+            finally:
+                writer.transport.abort()
+                self._serving.discard(task)
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        self._servers.append(server)
+        return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _cut(self) -> None:
+        self._open = False
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _end(self) -> None:
+        for server in self._servers:
+            server.close()
+        await self._cut()
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()
