@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.quickstart import ports
+from mq2mqtt.quickstart.cluster import broker_addresses, create_topic
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
-from mq2mqtt.quickstart.remoting import broker_addresses, create_topic
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
 
 MakeTopic = Callable[..., Awaitable[str]]

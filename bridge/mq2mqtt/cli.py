@@ -12,7 +12,7 @@ import typer
 from mq2mqtt import __version__, checks, settings, show
 from mq2mqtt.errors import BridgeError
 from mq2mqtt.fields import address
-from mq2mqtt.log import set_up_logging
+from mq2mqtt.log import quiet_client, set_up_logging
 
 __all__ = ["app", "main"]
 
@@ -80,6 +80,7 @@ def quickstart(
     """Start a real RocketMQ and an MQTT broker with the bridge, and show a round trip both ways."""
     from mq2mqtt.quickstart.session import quickstart as session  # noqa: PLC0415 - the other commands start faster
 
+    quiet_client()
     raise typer.Exit(_run(session(once=once, rocketmq=rocketmq)))
 
 
@@ -111,6 +112,7 @@ def check(
     # What the client logs of its connections is in the findings too.
     set_up_logging(level="ERROR")
     loaded = settings.load(config)
+    quiet_client()
     raise typer.Exit(_run(checks.check(loaded, config, create=create)))
 
 

@@ -10,7 +10,7 @@ from loguru import logger
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["calm_default_sink", "set_up_logging"]
+__all__ = ["calm_default_sink", "quiet_client", "set_up_logging"]
 
 _TEXT = "<dim>{time:YYYY-MM-DD HH:mm:ss.SSS}</dim> <level>{level: <8}</level> {message} <dim>[{name}]</dim>"
 _DEFAULT_SINK = 0
@@ -41,6 +41,11 @@ def calm_default_sink() -> None:
     with contextlib.suppress(ValueError):
         logger.remove(_DEFAULT_SINK)
         logger.add(sys.stderr, level="INFO", format=_TEXT, backtrace=False, diagnose=False)
+
+
+def quiet_client() -> None:
+    """For commands that say themselves what they found: no log lines about connections that cannot be made."""
+    logging.getLogger("mq2mqtt.rocketmq").setLevel(logging.ERROR)
 
 
 def set_up_logging(*, level: str = "INFO", json: bool = False) -> None:

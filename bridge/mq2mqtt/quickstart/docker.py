@@ -8,11 +8,11 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Mapping
 from typing import Self
 
-from mq2mqtt.errors import BridgeError
+from mq2mqtt.errors import BridgeError, LinkError
+from mq2mqtt.quickstart.cluster import broker_addresses
 from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.quickstart.prerequisites import Say
 from mq2mqtt.quickstart.process import die_with_parent
-from mq2mqtt.quickstart.remoting import RemotingError, broker_addresses
 
 __all__ = ["DockerError", "RocketMQContainer", "engine_answers"]
 
@@ -120,7 +120,7 @@ class RocketMQContainer:
     async def _is_registered(self) -> bool:
         try:
             return f"127.0.0.1:{self._broker_port}" in await broker_addresses(self.namesrv)
-        except RemotingError:
+        except LinkError:
             return False
 
 

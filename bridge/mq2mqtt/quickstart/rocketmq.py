@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from mq2mqtt.errors import BridgeError
+from mq2mqtt.errors import BridgeError, LinkError
+from mq2mqtt.quickstart.cluster import ask, broker_addresses, create_topic
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.ports import free_base, free_port
 from mq2mqtt.quickstart.prerequisites import Say, require_java
 from mq2mqtt.quickstart.process import Child
-from mq2mqtt.quickstart.remoting import RemotingError, ask, broker_addresses, create_topic
 
 __all__ = ["DEFAULT_VERSION", "RocketMQ", "RocketMQStartError"]
 
@@ -155,7 +155,7 @@ class RocketMQ:
         await self._wait(self._running_broker, self._broker_serves)
 
     async def create_topic(self, topic: str, *, queues: int = 4) -> None:
-        """Create `topic` and wait until it has a route; raises `RemotingError`."""
+        """Create `topic` and wait until it has a route; raises `LinkError`."""
         await create_topic(self.namesrv, topic, queues=queues)
 
     def kill_broker(self) -> None:
@@ -228,7 +228,7 @@ class RocketMQ:
                 raise RocketMQStartError(f"RocketMQ ended with exit code {child.exit_code}: {child.tail()}")
             try:
                 await ready()
-            except RemotingError as exc:
+            except LinkError as exc:
                 problem = str(exc)
             else:
                 return
@@ -240,6 +240,6 @@ class RocketMQ:
 
     async def _broker_serves(self) -> None:
         if self.broker_address not in await broker_addresses(self.namesrv):
-            raise RemotingError(f"the broker {self.broker_address} is not registered at {self.namesrv}")
+            raise LinkError(f"the broker {self.broker_address} is not registered at {self.namesrv}")
         # Any answer will do: with ACL on it is a refusal.
         await ask(self.broker_address, _GET_BROKER_CONFIG)

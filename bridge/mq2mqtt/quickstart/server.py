@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mq2mqtt.errors import LinkError
+from mq2mqtt.quickstart.cluster import broker_addresses
 from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer, engine_answers
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, Say
-from mq2mqtt.quickstart.remoting import RemotingError, broker_addresses
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
 
 __all__ = ["Server", "find_rocketmq"]
@@ -78,7 +79,7 @@ async def _reach(address: str, say: Say) -> Server:
         raise PrerequisiteError(f"--rocketmq {address}: write the name server as HOST:PORT")
     try:
         brokers = await broker_addresses(address)
-    except RemotingError as exc:
+    except LinkError as exc:
         raise PrerequisiteError(f"--rocketmq {address}: no name server of RocketMQ answers there ({exc})") from exc
     if not brokers:
         raise PrerequisiteError(f"--rocketmq {address}: no broker is registered at this name server")

@@ -14,9 +14,9 @@ import typer
 from mq2mqtt.errors import BridgeError
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.quickstart.bridge import INBOUND_TOPIC, OUTBOUND_TOPIC, RunningBridge
+from mq2mqtt.quickstart.cluster import create_topic, topic_exists
 from mq2mqtt.quickstart.device import Device
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError
-from mq2mqtt.quickstart.remoting import create_topic, topic_exists
 from mq2mqtt.quickstart.server import find_rocketmq
 from mq2mqtt.quickstart.tour import DEVICE_ID, Tour
 
@@ -96,6 +96,7 @@ async def _session(directory: Path, *, once: bool, rocketmq: str | None, happene
         happened.set()
         typer.echo("")
         typer.echo("the round trip works, both ways")
+        typer.echo(f"metrics      {bridge.admin_url}/metrics   readiness  {bridge.admin_url}/readyz")
         if once:
             return
         _invite(bridge, server.namesrv)
@@ -129,11 +130,9 @@ async def _need_topics(namesrv: str) -> None:
 
 def _invite(bridge: RunningBridge, namesrv: str) -> None:
     for line in (
-        "",
-        f"metrics      {bridge.admin_url}/metrics   readiness  {bridge.admin_url}/readyz",
         f"name server  {namesrv}",
         f"bridge log   {bridge.log_file}",
-        f"config       {bridge.config_file}: edit its rules while it runs",
+        f"config       {bridge.config_file}",
         f"try          mosquitto_pub -h 127.0.0.1 -p {bridge.mqtt_port} -i GID_dev@@@me -q 1 -t sensors/hello -m hi",
         "             what reaches RocketMQ, or the device, is shown here",
         "stop         Ctrl-C",

@@ -283,6 +283,10 @@ class Client:
             return False
         return True
 
+    async def masters(self) -> dict[str, str]:
+        """Return the address of each broker's master by the broker's name; raises as `route`."""
+        return await self._names.cluster_masters()
+
     async def max_offset(self, address: str, topic: str, queue_id: int) -> int:
         """Return the offset that the next message of the queue will get."""
         return await self._offset(address, RequestCode.GET_MAX_OFFSET, topic, queue_id)

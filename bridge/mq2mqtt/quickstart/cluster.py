@@ -1,0 +1,55 @@
+"""What the launcher, the quickstart and tests ask of a RocketMQ: one short-lived client for each question.
+
+All of them raise `LinkError` when RocketMQ does not answer, or says no; the text is its own remark where there is one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mq2mqtt.errors import LinkError
+from mq2mqtt.link.native import map_errors
+from mq2mqtt.rocketmq import Client, Response
+
+__all__ = ["ask", "broker_addresses", "create_topic", "topic_exists"]
+
+_CREATION_DEADLINE = 30.0
+
+
+@asynccontextmanager
+async def _client(address: str, *, request_timeout: float = 5.0) -> AsyncIterator[Client]:
+    with map_errors():
+        async with Client(namesrv=address, client_id="mq2mqtt-quickstart", request_timeout=request_timeout) as client:
+            yield client
+
+
+async def ask(address: str, code: int, *, timeout: float = 5.0) -> Response:  # noqa: ASYNC109 - the client's own timer
+    """Send the request `code` without fields to `address` (`HOST:PORT`) and return the answer, whatever its code."""
+    async with _client(address, request_timeout=timeout) as client:
+        return await client.call(address, code, {})
+
+
+async def broker_addresses(namesrv: str) -> list[str]:
+    """Return the master brokers that are registered at the name server `namesrv`, sorted."""
+    async with _client(namesrv) as client:
+        return sorted((await client.masters()).values())
+
+
+async def topic_exists(namesrv: str, topic: str) -> bool:
+    """Whether the name server `namesrv` has a route for `topic`."""
+    async with _client(namesrv) as client:
+        return await client.topic_exists(topic)
+
+
+async def create_topic(namesrv: str, topic: str, *, queues: int = 4) -> None:
+    """Create `topic` on every master broker and wait until it has a route, at most 30 s."""
+    async with _client(namesrv) as client:
+        if not await client.masters():
+            raise LinkError(f"no broker is registered at {namesrv}")
+        await client.create_topic(topic, queues=queues)
+        try:
+            async with asyncio.timeout(_CREATION_DEADLINE):
+                while not await client.topic_exists(topic):  # noqa: ASYNC110 - another program is awaited
+                    await asyncio.sleep(0.05)
+        except TimeoutError as exc:
+            raise LinkError(f"topic {topic} was created but {namesrv} has no route for it") from exc
