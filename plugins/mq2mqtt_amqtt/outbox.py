@@ -188,7 +188,7 @@ class Outbox:
             # The newest: they are behind the window, so no packet identifier is theirs.
             parcel, _ = self._unsettled.popitem()
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
-        self._queue = deque(parcel for parcel in self._queue if parcel.frame is not None)
+        self._queue = deque(parcel for parcel in self._queue if parcel.frame is not None)  # bounded: shrinks
 
     def _expire(self) -> None:
         self._timer = None
