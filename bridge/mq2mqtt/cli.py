@@ -11,8 +11,8 @@ import typer
 
 from mq2mqtt import __version__, checks, settings, show
 from mq2mqtt.errors import BridgeError
-from mq2mqtt.fields import address
 from mq2mqtt.log import quiet_client, set_up_logging
+from mq2mqtt.settings.fields import address
 
 __all__ = ["app", "main"]
 

@@ -15,8 +15,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # Who may import whom: a module may import its own layer's package and any layer above it in this list.
 # The parts of one layer do not know each other, but for the pure ones.
 LAYERS = [
-    {"mq2mqtt", "errors", "message", "topics", "fields"},
-    {"mapping", "rules", "problems", "settings", "yamlfile", "docgen", "log", "spool"},
+    {"mq2mqtt", "errors", "message", "topics"},
+    {"mapping", "rules", "settings", "log", "spool"},
     {"link", "host", "store"},
     {"metrics", "telemetry"},
     {"uplink", "downlink", "presence", "offline", "intake", "outlet"},
@@ -38,7 +38,7 @@ MODULE_LINES = 400
 # Longer than the rule allows, each with the reason; none over MODULE_LINES_AT_MOST.
 LONG_MODULES = {
     "bridge/mq2mqtt/rocketmq/consumer.py": "one state machine: who owns which queue",
-    "bridge/mq2mqtt/settings.py": "one tree, a third of it descriptions",
+    "bridge/mq2mqtt/settings/__init__.py": "one tree, a third of it descriptions",
     "bridge/mq2mqtt/spool/lane.py": "one format's one writer",
 }
 MODULE_LINES_AT_MOST = 650
@@ -105,8 +105,10 @@ def test_imports_point_one_way() -> None:
                 continue
             other = part_of(module)
             if other == "rocketmq":
-                if part != "link":
-                    wrong.append(f"{name_of(path)} imports {module}: only link/ knows the client")
+                if part not in {"link", "quickstart"}:
+                    wrong.append(
+                        f"{name_of(path)} imports {module}: only link/ and what starts a RocketMQ know the client"
+                    )
             elif layer_of(other) > layer_of(part):
                 wrong.append(f"{name_of(path)} imports {module}, which is further out")
             elif other != part and {part, other} <= MAY_NOT_KNOW_EACH_OTHER and layer_of(other) == layer_of(part):

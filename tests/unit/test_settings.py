@@ -10,11 +10,11 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from mq2mqtt import docgen, settings
+from mq2mqtt import settings
 from mq2mqtt.errors import ConfigError
-from mq2mqtt.fields import split_address
-from mq2mqtt.problems import describe
-from mq2mqtt.settings import MqttSettings, Settings
+from mq2mqtt.settings import MqttSettings, Settings, docgen
+from mq2mqtt.settings.fields import split_address
+from mq2mqtt.settings.problems import describe
 
 Write = Callable[[str], Path]
 DOCS = Path(__file__).parents[2] / "docs"

@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from mq2mqtt import docgen
 from mq2mqtt.errors import ConfigError
-from mq2mqtt.fields import (
+from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleSet, StatusRule, conflicts, rule_location
+from mq2mqtt.settings import docgen
+from mq2mqtt.settings.fields import (
     AddressMap,
     Driver,
     HostUrl,
@@ -26,9 +27,8 @@ from mq2mqtt.fields import (
     read_secret,
     split_address,
 )
-from mq2mqtt.problems import describe, unknown_field
-from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleSet, StatusRule, conflicts, rule_location
-from mq2mqtt.yamlfile import Location, YamlFile, read_yaml
+from mq2mqtt.settings.problems import describe, unknown_field
+from mq2mqtt.settings.yamlfile import Location, YamlFile, read_yaml
 
 __all__ = [
     "AdminSettings",
@@ -260,7 +260,7 @@ schema. A field that is not in the file has its default; an unknown field is an 
 
 `mq2mqtt check -c mq2mqtt.yaml` tells what is wrong: one line per problem with file, line, field and remedy.
 
-<!-- Generated from bridge/mq2mqtt/settings.py; a test compares. -->
+<!-- Generated from bridge/mq2mqtt/settings; a test compares. -->
 """
 
 _SECTIONS: Final = {
