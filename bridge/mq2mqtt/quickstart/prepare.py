@@ -27,8 +27,6 @@ async def _prepare(programs: list[str]) -> None:
     await require_programs(programs, _say)
     await require_java(_say)
     await rocketmq_jars(DEFAULT_VERSION, _say)
-    # For RocketMQ's own Java client at the other end.
-    await require_programs(["javac"], _say)
 
 
 def _say(line: str) -> None:
