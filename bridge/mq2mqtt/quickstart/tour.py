@@ -112,7 +112,7 @@ class Tour:
 
     async def _watch_device(self) -> None:
         while True:
-            message: Received = await self._device.inbox.get()
+            message: Received = await self._device.receive()
             text = message.payload.decode(errors="replace")
             self._say(f"  device {DEVICE_ID} received: {message.topic}  qos {message.qos}  {text}")
             self._arrived(message.payload)
