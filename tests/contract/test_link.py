@@ -217,12 +217,21 @@ async def test_a_topic_that_appears_is_read_from_its_beginning(link: RocketLink)
 # Where a group starts
 
 
+async def shown(link: RocketLink, topic: str, count: int) -> None:
+    """Wait until `latest` is behind all `count` messages: a broker shows them a moment after it has answered."""
+    if count:
+        subscription = await join(link, topic, start=ConsumeFrom.EARLIEST)
+        await receive(subscription, count)
+        await subscription.close()
+
+
 @pytest.mark.parametrize("before", [0, 5])
 async def test_latest_starts_behind_what_is_there(link: RocketLink, topic: str, before: int) -> None:
     queues = await link.queues(topic)
     for queue in queues[: len(queues) // 2]:
         if before:
             await link.send(queue, numbered(topic, before))
+    await shown(link, topic, before * (len(queues) // 2))
     subscription = await join(link, topic, start=ConsumeFrom.LATEST)
     for queue in queues:
         await link.send(queue, numbered(topic, 1, first=100))
@@ -235,6 +244,7 @@ async def test_latest_is_applied_at_the_birth_of_a_group_only(link: RocketLink, 
     group = new_group()
     queues = await link.queues(topic)
     await link.send(queues[0], numbered(topic, 3))
+    await shown(link, topic, 3)
     subscription = await join(link, topic, group, start=ConsumeFrom.LATEST)
     await subscription.close()
     # Nothing was ever received; all of this came while nobody was there.

@@ -92,6 +92,23 @@ async def send(client: Client, topic: str, bodies: Sequence[bytes], *, tag: str 
                     await asyncio.sleep(0.1)
 
 
+async def shown(client: Client, topic: str, count: int) -> None:
+    """Wait until `latest` is behind all `count` messages: a broker shows them a moment after it has answered."""
+    async with asyncio.timeout(_DEADLINE):
+        while await _shown(client, topic) < count:
+            await asyncio.sleep(0.02)
+
+
+async def _shown(client: Client, topic: str) -> int:
+    route = await client.route(topic)
+    total = 0
+    for queue in route.read_queues:
+        address = route.master(queue.broker)
+        assert address is not None
+        total += await client.max_offset(address, topic, queue.queue_id)
+    return total
+
+
 def numbers(count: int, *, first: int = 0) -> list[bytes]:
     return [b"%d" % number for number in range(first, first + count)]
 
@@ -243,6 +260,7 @@ async def test_a_queue_that_appears_later_is_read_from_its_beginning(
     topic, group = await make_topic(queues=1), new_group()
     async with connected(rocketmq.namesrv) as client:
         await send(client, topic, [b"old"])
+        await shown(client, topic, 1)
         async with member(client, topic, group, start="latest") as one:
             await one.up()
         await _set_queues(client, rocketmq.broker_address, topic, 2)
@@ -282,6 +300,7 @@ async def test_latest_is_applied_once_by_an_older_broker_too(start_rocketmq: Sta
     group = new_group()
     async with connected(server.namesrv) as client:
         await send(client, "t", numbers(4))
+        await shown(client, "t", 4)
         async with member(client, "t", group, start="latest") as one:
             await one.up()
             await send(client, "t", numbers(4, first=4))
