@@ -93,8 +93,11 @@ async def test_a_pubrel_on_the_next_connection_exports_the_message(world: World)
 
 
 async def test_retained_publishes_and_their_deletion_are_exported_once(world: World) -> None:
-    device = await world.client("retainer")
+    device, witness = await world.client("retainer"), await world.client("retain-witness")
+    await witness.subscribe(("sensors/state", 1))
     await device.publish("sensors/state", b"on", qos=1, retain=True)
+    # amqtt routes and retains a publish after its PUBACK.
+    await witness.wait_messages(1)
     late = await world.client("late")
     await late.subscribe(("sensors/state", 1))
     (message,) = await late.wait_messages(1)
