@@ -90,7 +90,6 @@ class Uplink:
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
         self._backoff: dict[Queue | None, _Backoff] = {}
-        self._problems: dict[Queue | None, str] = {}
         self._wake = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
         self._probe_at = 0.0
@@ -183,7 +182,6 @@ class Uplink:
         self._ready = {queue: deque() for queue in queues}  # bounded by the reader: MAX_AHEAD
         self._ready_bytes = 0
         self._backoff = {}
-        self._problems = {}
         for item in waiting:
             self._put(item)
 
@@ -261,15 +259,13 @@ class Uplink:
 
     def _failed(self, queue: Queue | None, error: BridgeError) -> None:
         self._backoff.setdefault(queue, _Backoff()).failed()
-        self._problems[queue] = str(error)
         self._telemetry.rule_down(Trouble.LINK, str(error))
         if isinstance(error, LaneError):
             logger.error("rule {}: {}", self.rule_id, error)
 
     def _recovered(self, queue: Queue | None, *, proven: bool) -> None:
         self._backoff.pop(queue, None)
-        self._problems.pop(queue, None)
-        if proven and not self._problems:
+        if proven and not self._backoff:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             self._telemetry.rule_up(Trouble.LINK)
 
