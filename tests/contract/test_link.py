@@ -1,6 +1,7 @@
 """What every driver of the link does, shown on each."""
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,12 @@ from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.message import ReceivedMessage, RocketMessage
+from tests import waiting
 
 _DEADLINE = 30.0
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(_DEADLINE):
-        while not condition():
-            await asyncio.sleep(0.02)
+until = functools.partial(waiting.until, seconds=_DEADLINE)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """The bridge whole, between the in-process link and the in-process host."""
 
 import asyncio
+import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import MqttMessage, RocketMessage
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.parked import list_parked
+from tests import waiting
 
 OUT = {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"}
 IN = {"id": "commands-in", "type": "inbound", "source": "mq_commands", "target": "devices"}
@@ -78,10 +79,7 @@ class World:
             return response.status, await response.text()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.005)
+until = functools.partial(waiting.until, seconds=15)
 
 
 async def test_the_round_trip(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mq2mqtt.settings import SpoolSettings
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.parked import list_parked
 from mq2mqtt.telemetry import Direction, RuleTelemetry
+from tests import waiting
 
 TOPIC = "mq_sensors"
 
@@ -96,10 +98,7 @@ def lane(tmp_path: Path, link: Link) -> Lane:
     return Lane(tmp_path, link)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.005)
+until = functools.partial(waiting.until, seconds=15)
 
 
 async def test_each_clients_messages_are_stored_in_order_one_batch_at_a_time(lane: Lane) -> None:
