@@ -1,0 +1,36 @@
+"""The fault table: collected over a run, printed at its end, and written where it is asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.report import FaultTable
+
+_TABLE = pytest.StashKey[FaultTable]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("mq2mqtt").addoption(
+        "--fault-table", type=Path, metavar="FILE", help="bring the fault table in FILE up to date with this run's rows"
+    )
+
+
+@pytest.fixture(scope="session")
+def fault_table(request: pytest.FixtureRequest) -> FaultTable:
+    """Take the rows of this run; `add` fails the test when a message is missing or out of order."""
+    table = FaultTable(request.config.getoption("--rocketmq-version"))
+    request.config.stash[_TABLE] = table
+    return table
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    table = config.stash.get(_TABLE, None)
+    if table is None or not table.rows:
+        return
+    terminalreporter.section("faults")
+    for line in table.lines():
+        terminalreporter.write_line(line)
+    # Not known when this file was found by way of a directory above.
+    file = config.getoption("--fault-table", default=None)
+    if file is not None:
+        table.write(file)

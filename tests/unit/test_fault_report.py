@@ -1,0 +1,51 @@
+"""The fault table's own arithmetic, and what writing it leaves alone."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.report import BEGIN, END, FaultRow, FaultTable
+
+
+def _row(fault: str, arrivals: list[bytes], traffic: str = "uplink") -> FaultRow:
+    return FaultRow.of(
+        fault=fault,
+        traffic=traffic,
+        acknowledged={b"0", b"1", b"2"},
+        arrivals=arrivals,
+        longest_stall=None,
+        told_down=1.234,
+        reason="a|b",
+    )
+
+
+def test_counts() -> None:
+    row = _row("killed", [b"0", b"1", b"0", b"1", b"2", b"3"])
+    assert (row.acknowledged, row.arrived, row.missing, row.duplicated, row.out_of_order) == (3, 4, 0, 2, 0)
+    assert row.markdown() == r"| killed | uplink | 3 | 4 | 0 | 2 | 0 | - | 1.23 s | a\|b |"
+
+
+@pytest.mark.parametrize("arrivals", [[b"0", b"2"], [b"0", b"2", b"1"]])
+def test_what_fails_a_test(arrivals: list[bytes]) -> None:
+    with pytest.raises(AssertionError):
+        FaultTable("1").add(_row("killed", arrivals))
+
+
+def test_writing_replaces_the_rows_of_a_fault(tmp_path: Path) -> None:
+    file = tmp_path / "page.md"
+    file.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
+    first = FaultTable("1")
+    for fault in ("a", "b", "c"):
+        first.add(_row(fault, [b"0", b"1", b"2"]))
+    first.write(file)
+    second = FaultTable("2")
+    second.add(_row("b", [b"0", b"1", b"2", b"2"], "uplink, other"))
+    second.add(_row("b", [b"0", b"1", b"2"], "downlink"))
+    second.write(file)
+    text = file.read_text()
+    assert text.startswith(f"before\n{BEGIN}\nLast run ")
+    assert text.endswith(f"\n{END}\nafter\n")
+    rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:] == [["| a", "uplink"], ["| b", "uplink, other"], ["| b", "downlink"], ["| c", "uplink"]]
+    assert "RocketMQ 2" in text
+    assert "RocketMQ 1" not in text
