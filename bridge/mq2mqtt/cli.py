@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from mq2mqtt import __version__, checks, settings, show
+from mq2mqtt import explain as explaining
 from mq2mqtt.errors import BridgeError
 from mq2mqtt.log import quiet_client, set_up_logging
+from mq2mqtt.message import MqttMessage
 from mq2mqtt.settings.fields import address
 
 __all__ = ["app", "main"]
@@ -44,6 +46,13 @@ def _listen(value: str | None) -> str | None:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
     return value
+
+
+def _properties(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        if "=" not in value[1:]:
+            raise typer.BadParameter(f"{value!r} is not NAME=VALUE")
+    return values
 
 
 def _log_level(value: str) -> str:
@@ -114,6 +123,43 @@ def check(
     loaded = settings.load(config)
     quiet_client()
     raise typer.Exit(_run(checks.check(loaded, config, create=create)))
+
+
+@app.command()
+def explain(  # noqa: PLR0913 - the options of the command
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    topic: Annotated[str | None, typer.Option(help="A device publishes to this MQTT topic.")] = None,
+    client_id: Annotated[str, typer.Option(help="With --topic: the device's client id.")] = "GID_example@@@1",
+    qos: Annotated[int, typer.Option(min=0, max=2, help="With --topic: its QoS.")] = 1,
+    clean_session: Annotated[
+        bool, typer.Option("--clean-session/--persistent-session", help="With --topic: the device's session.")
+    ] = True,
+    rocketmq_topic: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="A program sends to this RocketMQ topic.")
+    ] = None,
+    properties: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property",
+            metavar="NAME=VALUE",
+            callback=_properties,
+            help="With --rocketmq-topic: a property; the tag is TAGS.",
+        ),
+    ] = None,
+    payload: Annotated[str, typer.Option(help="The message's payload or body.")] = "hello",
+) -> None:
+    """Show which rules take a message, and the exact message that would be sent; asks no server."""
+    if (topic is None) == (rocketmq_topic is None):
+        raise typer.BadParameter("give one of --topic and --rocketmq-topic")
+    loaded = settings.load(config)
+    body = payload.encode("utf-8", "surrogateescape")
+    if rocketmq_topic is not None:
+        pairs = (item.partition("=") for item in properties or ())
+        stored = explaining.StoredMessage(rocketmq_topic, body, {name: value for name, _, value in pairs})
+        raise typer.Exit(explaining.explain_stored(loaded, stored))
+    publish = MqttMessage(topic or "", body, qos, client_id=client_id, clean_session=clean_session)
+    raise typer.Exit(explaining.explain_publish(loaded, publish))
 
 
 @config_app.command()

@@ -167,6 +167,10 @@ class InboundRule(_RuleBase):
         """Return the consumer group of the bridge named `node`."""
         return self.group or f"GID_mq2mqtt_{self.id}_{node}"
 
+    def takes(self, tag: str | None) -> bool:
+        """Whether this rule is for messages with `tag`; `None` is a message without one."""
+        return self.tags == "*" or tag in self.tags.split(" || ")
+
 
 class StatusRule(_RuleBase):
     """The comings and goings of a GroupID's clients into a RocketMQ topic."""

@@ -178,3 +178,21 @@ def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: 
 def test_with_nothing_there_the_lists_are_empty(run: Run, config: Path) -> None:
     assert run("spool", "ls", "-c", config)[0] == 0
     assert run("parked", "ls", "-c", config)[0] == 0
+
+
+def test_explain_shows_both_directions(run: Run, config: Path) -> None:
+    code, out, _ = run("explain", "-c", config, "--topic", "sensors/t", "--payload", "21.5", "--qos", "2")
+    assert code == 0
+    assert "qoslevel = 2" in out
+    assert "body b'21.5'" in out
+    code, out, _ = run("explain", "-c", config, "--rocketmq-topic", "mq_commands", "--property", "TAGS=MQ2MQTT")
+    assert code == 1
+    assert "no inbound rule has this source" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--topic", "a", "--rocketmq-topic", "b"), ("--rocketmq-topic", "b", "--property", "novalue")],
+)
+def test_explain_with_wrong_options_is_exit_code_2(run: Run, config: Path, arguments: tuple[str, ...]) -> None:
+    assert run("explain", "-c", config, *arguments)[0] == 2

@@ -22,7 +22,7 @@ LAYERS = [
     {"uplink", "downlink", "presence", "offline", "intake", "outlet"},
     {"admin", "instance"},
     {"bridge"},
-    {"checks", "show"},
+    {"checks", "explain", "show"},
     {"quickstart"},
     {"cli", "__main__"},
 ]

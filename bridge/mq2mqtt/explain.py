@@ -1,0 +1,161 @@
+"""What `mq2mqtt explain` prints: which rules take a message, and exactly what they make of it. Asks no server."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import typer
+
+from mq2mqtt import topics
+from mq2mqtt.errors import UnmappableMessageError
+from mq2mqtt.mapping import Inbound, is_own, to_mqtt, to_rocketmq
+from mq2mqtt.message import MqttMessage
+from mq2mqtt.rules import InboundRule, OutboundRule
+from mq2mqtt.settings import Settings
+from mq2mqtt.spool.frame import decode_frames, encode_publish
+
+__all__ = ["StoredMessage", "explain_publish", "explain_stored"]
+
+_OK, _PROBLEMS = 0, 1
+_MAX_SHOWN_BYTES = 512
+_ANY_OFFSET = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as a consumer of RocketMQ would receive it; see `mq2mqtt.message.ReceivedMessage`."""
+
+    topic: str
+    body: bytes
+    properties: dict[str, str]
+    born_ms: int = 0
+    broker: str = ""
+    queue_id: int = 0
+    offset: int = 0
+
+
+def explain_publish(settings: Settings, message: MqttMessage) -> int:
+    """Print what becomes of a device's publish; return 0 when a rule takes it, else 1."""
+    topic = message.topic
+    typer.echo(f"PUBLISH {topic!r}, {_describe(message)}, from client {message.client_id!r}")
+    if obstacle := _obstacle(settings, message):
+        typer.echo(f"  not taken: {obstacle}")
+        return _PROBLEMS
+    rules = settings.rule_set
+    outbound = rules.outbound(topic)
+    address = topics.p2p_address(topic)
+    if address is not None:
+        typer.echo(f"  P2P: goes to client {address.client_id!r} alone, no subscription sees it")
+    if outbound is None:
+        parent = rules.parent_rule(topics.parent_of(topic))
+        typer.echo(f"  not sent to RocketMQ: {_why_not_outbound(parent, topic)}")
+        return _OK if address is not None else _PROBLEMS
+    return _show_outbound(settings, outbound, message)
+
+
+def _obstacle(settings: Settings, message: MqttMessage) -> str | None:
+    """Say why no rule gets to see `message`."""
+    topic, limits = message.topic, settings.limits
+    if problem := topics.topic_problem(topic):
+        return f"the topic {problem}, the broker closes the connection"
+    if topic.startswith("$"):
+        return "topics that begin with $ are the broker's own"
+    parent = topics.parent_of(topic)
+    if settings.rule_set.parent_rule(parent) is None:
+        known = sorted(settings.rule_set.parents)
+        similar = [name for name in known if name.lower() == parent.lower()]
+        hint = f"MQTT topics are case-sensitive: {similar[0]}" if similar else ", ".join(known) or "no rules"
+        return f"no rule has the parent topic {parent!r} ({hint})"
+    if limits.topic_chars is not None and len(topic) > limits.topic_chars:
+        return f"the topic has {len(topic)} characters, limits.topic_chars is {limits.topic_chars}"
+    if limits.payload_bytes is not None and len(message.payload) > limits.payload_bytes:
+        return f"the payload has {len(message.payload)} bytes, limits.payload_bytes is {limits.payload_bytes}"
+    return None
+
+
+def _why_not_outbound(rule: OutboundRule | InboundRule | None, topic: str) -> str:
+    if isinstance(rule, OutboundRule):
+        return f"rule {rule.id} is disabled"
+    return f"{topics.parent_of(topic)!r} is the target of inbound rules only"
+
+
+def _show_outbound(settings: Settings, rule: OutboundRule, message: MqttMessage) -> int:
+    typer.echo(f"  rule {rule.id} sends it to RocketMQ:")
+    # The way a real publish takes: through a frame of the lane.
+    (frame,), _ = decode_frames(encode_publish(message, accepted_us=0), 0, max_frames=1)
+    try:
+        sent = to_rocketmq(frame, node=settings.node, rule_id=rule.id, offset=_ANY_OFFSET, topic=rule.target)
+    except UnmappableMessageError as error:
+        typer.echo(f"    parked: {error.reason}")
+        return _PROBLEMS
+    typer.echo(f"    topic {sent.topic}")
+    for name, value in sent.properties.items():
+        note = "    (the last number is the message's offset in the lane)" if name == "KEYS" else ""
+        typer.echo(f"    {name} = {_shown(value)}{note}")
+    typer.echo(f"    body {_payload(sent.body)}")
+    return _OK
+
+
+def explain_stored(settings: Settings, message: StoredMessage) -> int:
+    """Print what becomes of a message in RocketMQ; return 0 when a rule delivers it, else 1."""
+    typer.echo(f"RocketMQ topic {message.topic}, {len(message.body)} bytes")
+    for name, value in message.properties.items():
+        typer.echo(f"  {name} = {_shown(value)}")
+    inbound = [rule for rule in settings.rules if isinstance(rule, InboundRule)]
+    taking = [rule for rule in inbound if rule.source == message.topic]
+    if not taking:
+        known = ", ".join(sorted({rule.source for rule in inbound})) or "none"
+        typer.echo(f"  no inbound rule has this source (sources: {known})")
+        return _PROBLEMS
+    delivering = sum(_show_inbound(settings, rule, message) for rule in taking)
+    return _OK if delivering else _PROBLEMS
+
+
+def _show_inbound(settings: Settings, rule: InboundRule, message: StoredMessage) -> bool:
+    """Print what `rule` makes of `message`; return whether it delivers it."""
+    obstacle = _inbound_obstacle(rule, message.properties)
+    if obstacle is not None:
+        typer.echo(f"  rule {rule.id} skips it: {obstacle}")
+        return False
+    try:
+        inbound = to_mqtt(message, parent=rule.target, limits=settings.limits)
+    except UnmappableMessageError as error:
+        typer.echo(f"  rule {rule.id} parks it: {error.reason}")
+        return False
+    for name in inbound.invalid:
+        typer.echo(f"  rule {rule.id} ignores {name}: {_shown(message.properties[name])} is not in the contract")
+    typer.echo(f"  rule {rule.id} publishes to {_receivers(inbound)}:")
+    typer.echo(f"    topic {inbound.shown_topic or inbound.message.topic!r}, {_describe(inbound.message)}")
+    return True
+
+
+def _inbound_obstacle(rule: InboundRule, properties: Mapping[str, str]) -> str | None:
+    if not rule.enabled:
+        return "it is disabled"
+    if not rule.takes(properties.get("TAGS")):
+        tag = f"its tag is {properties['TAGS']!r}" if "TAGS" in properties else "it has no tag (property TAGS)"
+        return f"{tag}, the rule takes {rule.tags}"
+    if is_own(properties):
+        return "a bridge sent it (property mq2mqttNode): it would go round for ever"
+    return None
+
+
+def _receivers(inbound: Inbound) -> str:
+    if inbound.p2p_target is not None:
+        return f"client {inbound.p2p_target!r} alone (P2P)"
+    return f"the subscribers of {inbound.message.topic!r}"
+
+
+def _describe(message: MqttMessage) -> str:
+    session = "clean session" if message.clean_session else "persistent session"
+    retain = ", retain" if message.retain else ""
+    return f"QoS {message.qos}, {session}{retain}, payload {_payload(message.payload)}"
+
+
+def _payload(payload: bytes) -> str:
+    more = f" ... ({len(payload)} bytes)" if len(payload) > _MAX_SHOWN_BYTES else ""
+    return f"{payload[:_MAX_SHOWN_BYTES]!r}{more}"
+
+
+def _shown(value: str) -> str:
+    """Return `value` as it is, unless a terminal could not show it."""
+    return value if value.isprintable() else repr(value)
