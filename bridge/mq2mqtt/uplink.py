@@ -95,6 +95,12 @@ class Uplink:
         self._probe_at = 0.0
         self._finishing = False
 
+    def retarget(self, target: str) -> None:
+        """Send what waits to another RocketMQ topic, after what is in flight has its answer."""
+        self.target = target
+        self._backoff.pop(None, None)
+        self._wake.set()
+
     def finish(self) -> None:
         """Send nothing new; `run` ends when the batches in flight have their answers. Idempotent."""
         self._finishing = True
@@ -125,9 +131,14 @@ class Uplink:
         """Do what can be done now; return whether there is more to do at once."""
         if self._finishing or self._waits(None):
             return False
-        queues = await self._link.queues(self.target)
+        target = self.target
+        queues = await self._link.queues(target)
+        if queues != self._queues and self._busy:
+            await asyncio.wait(self._busy.values())
+        if target != self.target:
+            return True
         if queues != self._queues:
-            await self._reroute(queues)
+            self._reroute(queues)
         self._recovered(None, proven=False)
         more = self._fill()
         self._dispatch()
@@ -172,10 +183,8 @@ class Uplink:
         self._ready[queue].append(item)
         self._ready_bytes += len(item.entry.frame.payload) + _OVERHEAD_BYTES
 
-    async def _reroute(self, queues: tuple[Queue, ...]) -> None:
-        """Spread what waits over the new queues, after what is in flight has its answer."""
-        if self._busy:
-            await asyncio.wait(self._busy.values())
+    def _reroute(self, queues: tuple[Queue, ...]) -> None:
+        """Spread what waits over the new queues, maybe of another topic; nothing is in flight."""
         waiting = sorted((item for items in self._ready.values() for item in items), key=lambda item: item.entry.offset)
         self._queues = queues
         self._queue_of.clear()
@@ -183,7 +192,7 @@ class Uplink:
         self._ready_bytes = 0
         self._backoff = {}
         for item in waiting:
-            self._put(item)
+            self._put(self._map(item.entry))
 
     def _dispatch(self) -> None:
         """Start a batch on every queue that has messages, is idle and not in backoff."""

@@ -244,3 +244,55 @@ async def test_a_bug_while_sending_stops_nothing(lane: Lane, monkeypatch: pytest
     async with lane.running():
         await until(lambda: lane.stored() == [b"a"])
         await until(lambda: lane.telemetry.up)
+
+
+async def test_another_target_gets_what_waits_after_what_is_in_flight_has_its_answer(lane: Lane) -> None:
+    other = "mq_other"
+    await lane.link.create_topic(other, queues=2)
+    lane.link.broken = {0, 1, 2, 3}
+    for number in range(200):
+        lane.publish(b"%d" % number, client_id=f"c{number % 5}")
+    async with lane.running():
+        await until(lambda: any(lane.link.at_once.values()))
+        lane.outlet.uplink.retarget("mq_nowhere")
+        await until(lambda: "mq_nowhere" in (lane.telemetry.reason or ""))
+        lane.link.broken = set()
+        lane.outlet.uplink.retarget(other)
+        await until(lambda: lane.telemetry.outcomes["sent"] == 200)
+        await until(lambda: lane.telemetry.up)
+    assert lane.stored() == []
+    queues = lane.link.cluster.queues(other)
+    assert {message.topic for queue in queues for message in queue} == {other}
+    for queue in queues:
+        for client in {message.properties["clientId"] for message in queue}:
+            numbers = [int(message.body) for message in queue if message.properties["clientId"] == client]
+            assert numbers == sorted(numbers)
+    assert sum(map(len, queues)) == 200
+    lane.check_sum()
+
+
+async def test_two_changes_of_the_target_while_a_batch_is_in_flight_send_nothing_to_the_first(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for topic in ("mq_second", "mq_third"):
+        await lane.link.create_topic(topic)
+    answer = asyncio.Event()
+    right = lane.link.send
+
+    async def slow(queue: Queue, messages: Sequence[RocketMessage]) -> None:
+        await answer.wait()
+        await right(queue, messages)
+
+    monkeypatch.setattr(lane.link, "send", slow)
+    lane.publish(b"in flight")
+    async with lane.running():
+        await until(lambda: lane.telemetry.in_flight == 1)
+        lane.publish(b"waits")
+        lane.outlet.uplink.retarget("mq_second")
+        await asyncio.sleep(0.05)
+        lane.outlet.uplink.retarget("mq_third")
+        answer.set()
+        await until(lambda: lane.telemetry.outcomes["sent"] == 2)
+    assert lane.stored() == [b"in flight"]
+    assert not any(lane.link.cluster.queues("mq_second"))
+    assert [m.body for queue in lane.link.cluster.queues("mq_third") for m in queue] == [b"waits"]
