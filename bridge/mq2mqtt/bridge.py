@@ -16,7 +16,7 @@ from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
 from mq2mqtt.outlet import Outlet
 from mq2mqtt.rules import InboundRule, OutboundRule, StatusRule
-from mq2mqtt.settings import Settings, split_address
+from mq2mqtt.settings import Settings, split_address, tls_context
 from mq2mqtt.spool.info import read_info
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
@@ -35,7 +35,7 @@ def build_link(settings: Settings, *, client_id: str) -> RocketLink:
         client_id=client_id,
         access_key=rocketmq.access_key,
         secret_key=rocketmq.secret_key.get_secret_value() if rocketmq.secret_key else None,
-        tls=rocketmq.tls,
+        tls=tls_context(rocketmq.tls),
         address_map=rocketmq.address_map,
     )
 

@@ -1,6 +1,8 @@
 """The settings: what a file and the environment may say, and the one line for each thing that is wrong."""
 
 import os
+import ssl
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from pydantic_core import ErrorDetails
 
 from mq2mqtt import settings
 from mq2mqtt.errors import ConfigError
-from mq2mqtt.settings import MqttSettings, Settings, docgen
+from mq2mqtt.settings import MqttSettings, Settings, TlsSettings, docgen, tls_context
 from mq2mqtt.settings.fields import split_address
 from mq2mqtt.settings.problems import describe
+from tests.certificates import Authority
 
 Write = Callable[[str], Path]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -356,6 +359,12 @@ URL_WORDS = (
         ("rocketmq: {driver: grpc}", "rocketmq.driver: driver 'grpc' is not available yet; use 'native'"),
         ("rocketmq: {driver: java}", "rocketmq.driver: must be 'native', 'librocketmq' or 'grpc'"),
         ("rocketmq: {tls: maybe}", "rocketmq.tls: must be true or false, not 'maybe'"),
+        ("rocketmq: {tls: {ca_fil: x}}", "rocketmq.tls.ca_fil: unknown field; did you mean 'ca_file'?"),
+        ("rocketmq: {tls: {ca_file: 7}}", "rocketmq.tls.ca_file: must be a path, not 7"),
+        ("rocketmq: {tls: {cert_file: x}}", ("rocketmq.tls: cert_file and key_file go together, key_file is missing; "
+         "set both or neither")),
+        ("rocketmq: {tls: {key_file: x}}", ("rocketmq.tls: cert_file and key_file go together, cert_file is missing; "
+         "set both or neither")),
         ("rocketmq: {acces_key: x}", "rocketmq.acces_key: unknown field; did you mean 'access_key'?"),
         ("spool: {path: 7}", "spool.path: must be a path, not 7"),
         ("spool: {durability: disk}", "spool.durability: must be 'process' or 'power'"),
@@ -487,6 +496,53 @@ def test_every_field_is_described_in_schema_and_reference() -> None:
 def test_secrets_are_marked_in_the_schema() -> None:
     host = settings.schema()["$defs"]["HostSettings"]["properties"]
     assert host["token"]["anyOf"][0]["format"] == "password"
+
+
+# TLS
+
+
+def test_tls_is_a_flag_or_a_mapping_and_its_paths_are_relative_to_the_file(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.load(write("rocketmq: {tls: on}")).rocketmq.tls is True
+    loaded = settings.load(write("rocketmq: {tls: {ca_file: ca.pem, check_hostname: false}}"))
+    assert loaded.rocketmq.tls == TlsSettings(ca_file=tmp_path / "ca.pem", check_hostname=False)
+    monkeypatch.setenv("MQ2MQTT_ROCKETMQ__TLS__CA_FILE", "other.pem")
+    assert settings.load(write("rocketmq: {tls: true}")).rocketmq.tls == TlsSettings(ca_file=tmp_path / "other.pem")
+
+
+def test_tls_context(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own = authority.issue("own")
+    assert (tls_context(tls=False), tls_context(tls=True)) == (False, True)
+    context = tls_context(TlsSettings(ca_file=authority.ca, cert_file=own.certificate, key_file=own.key))
+    assert isinstance(context, ssl.SSLContext)
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert [dict(*certificate["subject"]) for certificate in context.get_ca_certs()] == [
+        {"commonName": "test authority"}
+    ]
+    context = tls_context(TlsSettings(check_hostname=False))
+    assert isinstance(context, ssl.SSLContext)
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, False)
+
+
+def test_tls_files_that_are_no_use_are_named(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own, other = authority.issue("own"), authority.issue("other")
+    encrypted = ["openssl", "pkey", "-in", str(own.key), "-aes256", "-passout", "pass:x", "-out", f"{tmp_path}/locked"]
+    subprocess.run(encrypted, check=True)
+    absent, locked = tmp_path / "absent", tmp_path / "locked"
+    for tls, words in (
+        (TlsSettings(ca_file=absent), f"rocketmq.tls.ca_file: {absent} cannot be read: No such file or directory"),
+        (TlsSettings(ca_file=own.key), f"rocketmq.tls.ca_file: {own.key} holds no certificate in PEM form"),
+        (TlsSettings(cert_file=absent, key_file=own.key), f"rocketmq.tls.cert_file: {absent} cannot be read"),
+        (TlsSettings(cert_file=own.certificate, key_file=absent), f"rocketmq.tls.key_file: {absent} cannot be read"),
+        (TlsSettings(cert_file=own.certificate, key_file=other.key), f"{other.key} are no certificate and its key"),
+        (TlsSettings(cert_file=own.certificate, key_file=locked), f"{locked} are no certificate and its key"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            tls_context(tls)
+        assert words in str(caught.value)
 
 
 def test_docs_are_up_to_date() -> None:

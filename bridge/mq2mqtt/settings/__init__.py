@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -21,6 +21,7 @@ from mq2mqtt.settings.fields import (
     NameServers,
     Node,
     Secret,
+    Section,
     Size,
     StoreUrl,
     Text,
@@ -28,6 +29,7 @@ from mq2mqtt.settings.fields import (
     split_address,
 )
 from mq2mqtt.settings.problems import describe, unknown_field
+from mq2mqtt.settings.tls import Tls, TlsSettings, tls_context
 from mq2mqtt.settings.yamlfile import Location, YamlFile, read_yaml
 
 __all__ = [
@@ -39,11 +41,13 @@ __all__ = [
     "Settings",
     "SpoolSettings",
     "StoreSettings",
+    "TlsSettings",
     "example",
     "load",
     "markdown",
     "schema",
     "split_address",
+    "tls_context",
 ]
 
 _ENV_PREFIX: Final = "MQ2MQTT_"
@@ -54,12 +58,7 @@ _RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?![/:])(.+)")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-class _Section(BaseModel):
-    # Validators' errors never carry the input: it may be a secret.
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
-
-
-class RocketMQSettings(_Section):
+class RocketMQSettings(Section):
     """How to reach RocketMQ."""
 
     namesrv: NameServers = Field(default="127.0.0.1:9876", description="Name server, or several with `;` between them.")
@@ -68,10 +67,10 @@ class RocketMQSettings(_Section):
         default=None, description="Secret key of RocketMQ's ACL, or `file://PATH` of a file that holds it."
     )
     driver: Driver = Field(default="native", description="Client library. Only `native` is available yet.")
-    tls: bool = Field(
+    tls: Tls = Field(
         default=False,
         description="Whether name servers and brokers are reached over TLS, verified against the system's certificate "
-        "authorities (`SSL_CERT_FILE` names others).",
+        "authorities (`SSL_CERT_FILE` names others); or a mapping that says more, as `{ca_file: ca.pem}`.",
     )
     address_map: AddressMap = Field(
         default={},
@@ -87,7 +86,7 @@ class RocketMQSettings(_Section):
         return self
 
 
-class SpoolSettings(_Section):
+class SpoolSettings(Section):
     """The lanes on disk."""
 
     path: Path = Field(default=Path("var/spool"), description="Directory of the lanes.")
@@ -105,7 +104,7 @@ class SpoolSettings(_Section):
     )
 
 
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """The SQL database."""
 
     url: StoreUrl = Field(
@@ -114,7 +113,7 @@ class StoreSettings(_Section):
     )
 
 
-class AdminSettings(_Section):
+class AdminSettings(Section):
     """The admin port."""
 
     listen: Listen = Field(
@@ -122,7 +121,7 @@ class AdminSettings(_Section):
     )
 
 
-class HostSettings(_Section):
+class HostSettings(Section):
     """The MQTT broker that `mq2mqtt sidecar` works for."""
 
     type: Literal["mosquitto", "mqtt"] = Field(
@@ -137,7 +136,7 @@ class HostSettings(_Section):
     token: Secret | None = Field(default=None, description="Secret shared with the hook, or `file://PATH`.")
 
 
-class Limits(_Section):
+class Limits(Section):
     """Limits on messages."""
 
     topic_chars: Annotated[int, Field(ge=1)] | None = Field(
@@ -148,7 +147,7 @@ class Limits(_Section):
     )
 
 
-class MqttSettings(_Section):
+class MqttSettings(Section):
     """The MQTT broker that `mq2mqtt run` starts."""
 
     listen: Listen = Field(default="127.0.0.1:1883", description="Address of the broker; port 0 takes a free one.")
@@ -266,10 +265,11 @@ schema. A field that is not in the file has its default; an unknown field is an 
 _SECTIONS: Final = {
     name: field.annotation
     for name, field in Settings.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-# A rule is at ("rules", index).
+# A rule is at ("rules", index), a field of TLS at ("rocketmq", "tls", the union's tag).
 _RULE_DEPTH: Final = 2
+_TLS_DEPTH: Final = 3
 _RULES: Final[Mapping[str, type[OutboundRule | InboundRule | StatusRule]]] = {
     "outbound": OutboundRule,
     "inbound": InboundRule,
@@ -355,6 +355,9 @@ class _Report:
             location = location[:_RULE_DEPTH] + location[_RULE_DEPTH + 1 :]
         elif location[0] in _SECTIONS:
             known = _SECTIONS[str(location[0])].model_fields
+            if location[1:2] == ("tls",):
+                known = TlsSettings.model_fields if len(location) > _TLS_DEPTH else known
+                location = location[:2] + location[_TLS_DEPTH:]
         if kind == "extra_forbidden":
             self.add(location, unknown_field(str(location[-1]), known))
             return
@@ -391,7 +394,7 @@ def _anchored(section: _Model, base: Path, location: Location, report: _Report) 
     changes: dict[str, Any] = {}
     for name in type(section).model_fields:
         value = getattr(section, name)
-        if isinstance(value, _Section):
+        if isinstance(value, Section):
             changes[name] = _anchored(value, base, (*location, name), report)
         elif isinstance(value, Path):
             changes[name] = base / value

@@ -59,6 +59,9 @@ def markdown(schema: _Schema, *, header: str) -> str:
             heading = f"## `{name}`" + (f": {title}" if title else "")
             text = section["description"] if title else _description(field, section)
             parts += [heading, text, _table(section["properties"])]
+            for inner_name, inner in section["properties"].items():
+                for _, mapping in _parts(schema, inner):
+                    parts += [f"### `{name}.{inner_name}`", mapping["description"], _table(mapping["properties"])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,6 +79,8 @@ def _parts(schema: _Schema, field: _Schema) -> list[tuple[str, _Schema]]:
     section = _section(schema, field)
     if section is not None:
         return [("", section)]
+    if "oneOf" in field:
+        return [("", _resolve(schema, choice["$ref"])) for choice in field["oneOf"] if "$ref" in choice]
     if field.get("type") == "array":
         items = [_resolve(schema, choice["$ref"]) for choice in field["items"]["oneOf"]]
         return [(item["properties"]["type"]["const"], item) for item in items]
@@ -112,8 +117,10 @@ def _table(fields: Mapping[str, _Schema]) -> str:
 
 
 def _kind(field: _Schema) -> str:
-    if "anyOf" in field:
-        return " or ".join(_kind(choice) for choice in field["anyOf"])
+    if choices := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(_kind(choice) for choice in choices)
+    if "$ref" in field:
+        return "mapping"
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:

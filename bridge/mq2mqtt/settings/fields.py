@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
 __all__ = [
     "AddressMap",
@@ -14,6 +14,7 @@ __all__ = [
     "NameServers",
     "Node",
     "Secret",
+    "Section",
     "Size",
     "StoreUrl",
     "Text",
@@ -29,6 +30,13 @@ _NODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _ADDRESS = re.compile(r"(\[[^\s\[\]]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
 _SIZE = re.compile(r"([0-9]+) ?([A-Za-z]*)")
 _HOST_URL = re.compile(r"(?:mqtts?://[^/@]+|unix:///.+)")
+
+
+class Section(BaseModel):
+    """A mapping of fields; unknown ones are an error."""
+
+    # Validators' errors never carry the input: it may be a secret.
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
 
 def split_address(address: str) -> tuple[str, int]:
