@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "mq2mqtt_lane_messages": ("gauge", ("rule",), "Messages in the lane that RocketMQ has not stored yet."),
     "mq2mqtt_lane_bytes": ("gauge", ("rule",), "Bytes in the lane that RocketMQ has not stored yet."),
+    "mq2mqtt_lane_limit_bytes": ("gauge", ("rule",), "`spool.max_bytes`: the lane is full when so many bytes wait."),
     "mq2mqtt_lane_oldest_seconds": ("gauge", ("rule",), "Age of the oldest message in the lane; 0 when it is empty."),
     "mq2mqtt_dropped_total": (
         "counter",
@@ -77,7 +78,9 @@ _REASONS = {
 }
 _INTRODUCTION = (
     "`GET /metrics` on the admin port, for Prometheus. Labels are bounded: rules, directions, outcomes and reasons,",
-    "never client ids or topics.",
+    "never client ids or topics. Beside these there are Prometheus' usual ones of the process that the bridge runs in:",
+    "`process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_open_fds`, `process_max_fds`,",
+    "`process_start_time_seconds`.",
 )
 _INVARIANTS = (
     "## Invariants",
@@ -107,6 +110,10 @@ class _BridgeCollector(Collector):
         downlinks = [rule for rule in rules if rule.direction is Direction.DOWNLINK]
         yield _gauge("mq2mqtt_lane_messages", (((r.rule_id,), r.lane_messages) for r in uplinks))
         yield _gauge("mq2mqtt_lane_bytes", (((r.rule_id,), r.lane_bytes) for r in uplinks))
+        # A disabled rule has no lane unless something waits in it.
+        yield _gauge(
+            "mq2mqtt_lane_limit_bytes", (((r.rule_id,), r.lane_limit_bytes) for r in uplinks if r.lane_limit_bytes)
+        )
         yield _gauge("mq2mqtt_lane_oldest_seconds", (((r.rule_id,), r.lane_oldest_seconds) for r in uplinks))
         yield _counter("mq2mqtt_dropped_total", (((r.rule_id, k), n) for r in rules for k, n in r.drops.items()))
         yield _counter(
@@ -170,9 +177,14 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 def build_registry(
     telemetry: Telemetry, *, connected_clients: Callable[[], int], refresh: Callable[[], None]
 ) -> CollectorRegistry:
-    """Return a registry of the bridge's metrics; `refresh` brings the gauges up to date before each scrape."""
+    """Return a registry of the bridge's metrics and the process's own.
+
+    `refresh` brings the gauges up to date before each scrape.
+    """
     registry = CollectorRegistry()
     registry.register(_BridgeCollector(telemetry, connected_clients, refresh))
+    # Registers itself.
+    ProcessCollector(registry=registry)
     return registry
 
 

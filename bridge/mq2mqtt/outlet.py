@@ -56,6 +56,7 @@ class Outlet:
         oldest_us = self._lane.oldest_us
         self._telemetry.lane_messages = self._lane.messages
         self._telemetry.lane_bytes = self._lane.unsent_bytes
+        self._telemetry.lane_limit_bytes = self._lane.max_bytes
         self._telemetry.lane_oldest_seconds = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1e6)
         self._telemetry.parked_messages = self._parked.count
 

@@ -81,6 +81,7 @@ class RuleTelemetry:
         self.in_flight = 0
         self.lane_messages = 0
         self.lane_bytes = 0
+        self.lane_limit_bytes = 0
         self.lane_oldest_seconds = 0.0
         self.lag = 0
         self.parked_messages = 0

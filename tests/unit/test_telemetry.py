@@ -66,7 +66,9 @@ def test_a_disabled_rule_does_not_make_the_bridge_unready() -> None:
 def test_every_exported_name_type_and_label_is_the_contract(registry: CollectorRegistry, telemetry: Telemetry) -> None:
     telemetry.rules["up-rule"].dropped(DropReason.LANE_FULL)
     telemetry.rules["down-rule"].invalid_properties["qoslevel"] += 1
-    families = {family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())}
+    telemetry.rules["up-rule"].lane_limit_bytes = 1024
+    exported = text_string_to_metric_families(generate_latest(registry).decode())
+    families = {family.name: family for family in exported if not family.name.startswith("process_")}
     assert {name.removesuffix("_total") for name in METRICS} == set(families)
     for name, (kind, labels, _) in METRICS.items():
         family = families[name.removesuffix("_total")]
@@ -116,6 +118,18 @@ def test_a_clock_that_runs_behind_counts_as_zero_seconds() -> None:
 
 def test_the_documentation_is_up_to_date() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == markdown()
+
+
+def test_the_process_is_measured_too(registry: CollectorRegistry) -> None:
+    assert registry.get_sample_value("process_start_time_seconds") == pytest.approx(time.time(), abs=86_400)
+    assert registry.get_sample_value("process_resident_memory_bytes")
+
+
+def test_a_rule_without_a_lane_has_no_limit(registry: CollectorRegistry, telemetry: Telemetry) -> None:
+    labels = {"rule": "up-rule"}
+    assert registry.get_sample_value("mq2mqtt_lane_limit_bytes", labels) is None
+    telemetry.rules["up-rule"].lane_limit_bytes = 65_536
+    assert registry.get_sample_value("mq2mqtt_lane_limit_bytes", labels) == 65_536
 
 
 def test_every_reason_is_documented() -> None:
