@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from functools import partial
 
@@ -34,7 +34,9 @@ class LaneIntake:
     def __init__(self, *, lane: Lane, telemetry: RuleTelemetry) -> None:
         self._lane = lane
         self._telemetry = telemetry
-        self._waiting: deque[tuple[bytes, asyncio.Future[None]]] = deque()  # unbounded: see the class docstring
+        # Bounded as the class says: devices come back, so what a connection gave up must leave at once.
+        self._waiting: OrderedDict[asyncio.Future[None], bytes] = OrderedDict()
+        self._refused = False
         self._retry: asyncio.TimerHandle | None = None
         lane.on_space = self.space
 
@@ -42,17 +44,22 @@ class LaneIntake:
         """Append `frame`; see `mq2mqtt.host.Intake.accept`."""
         if not self._waiting:
             try:
-                return self._append(frame)
+                durable = self._append(frame)
             except FrameTooLargeError:
                 self._telemetry.dropped(DropReason.TOO_LARGE)
                 return None
             except LaneError as error:
-                self._telemetry.rule_down(Trouble.LANE, str(error))
+                self._down(error)
+            else:
+                if self._refused:
+                    self._up()
+                return durable
         if qos == 0:
             self._telemetry.dropped(DropReason.LANE_FULL)
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((frame, future))
+        self._waiting[future] = frame
+        future.add_done_callback(self._forget)
         self._try_later()
         return future
 
@@ -61,20 +68,34 @@ class LaneIntake:
         self._telemetry.outcomes["accepted"] += 1
         return self._lane.durable()
 
+    def _forget(self, future: asyncio.Future[None]) -> None:
+        self._waiting.pop(future, None)
+
+    def _down(self, error: LaneError) -> None:
+        self._refused = True
+        self._telemetry.rule_down(Trouble.LANE, str(error))
+
+    def _up(self) -> None:
+        self._refused = False
+        self._telemetry.rule_up(Trouble.LANE)
+
     def space(self) -> None:
         """The lane may have space again: take what waits, in order."""
         while self._waiting:
-            frame, future = self._waiting[0]
+            future, frame = next(iter(self._waiting.items()))
             if not future.done():
                 try:
                     durable = self._append(frame)
+                except FrameTooLargeError:
+                    self._telemetry.dropped(DropReason.TOO_LARGE)
+                    durable = None
                 except LaneError as error:
-                    self._telemetry.rule_down(Trouble.LANE, str(error))
+                    self._down(error)
                     self._try_later()
                     return
                 _complete(future, durable)
-            self._waiting.popleft()
-        self._telemetry.rule_up(Trouble.LANE)
+            self._forget(future)
+        self._up()
 
     def _try_later(self) -> None:
         if self._retry is None:
@@ -82,13 +103,15 @@ class LaneIntake:
 
     def _retry_now(self) -> None:
         self._retry = None
-        self.space()
+        # Without anybody who waits nothing would be proven.
+        if self._waiting:
+            self.space()
 
     def close(self) -> None:
         """Take nothing more; who still waits is never acknowledged."""
         if self._retry is not None:
             self._retry.cancel()
-        for _, future in self._waiting:
+        for future in tuple(self._waiting):
             future.cancel()
         self._waiting.clear()
 

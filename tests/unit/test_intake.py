@@ -1,4 +1,5 @@
 import asyncio
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,44 @@ async def test_a_publish_whose_connection_is_lost_never_enters(full: Full) -> No
     await asyncio.wait_for(kept, 5)
     assert full.lane.messages == 1
     assert full.send_one()[:4] == b"kept"
+
+
+async def test_what_a_lost_connection_gave_up_takes_no_memory(full: Full) -> None:
+    held = full.intake.accept(frame(BIG), qos=1)
+    lost = full.intake.accept(frame(BIG), qos=1)
+    assert isinstance(held, asyncio.Future)
+    assert isinstance(lost, asyncio.Future)
+    lost.cancel()
+    await asyncio.sleep(0)
+    gone = weakref.ref(lost)
+    del lost
+    assert gone() is None
+    assert not held.done()
+    full.intake.close()
+
+
+async def test_a_lane_is_not_up_because_nobody_waits_any_more(full: Full) -> None:
+    lost = full.intake.accept(frame(BIG), qos=1)
+    assert isinstance(lost, asyncio.Future)
+    lost.cancel()
+    await asyncio.sleep(0.4)  # longer than until the next try
+    assert not full.telemetry.up
+
+
+async def test_a_publish_larger_than_the_lane_does_not_hold_up_those_behind_it(full: Full) -> None:
+    waiting = [full.intake.accept(frame(payload), qos=1) for payload in (BIG, bytes(MAX_BYTES), b"last")]
+    full.send_one()
+    full.send_one()
+    assert [isinstance(future, asyncio.Future) and future.done() for future in waiting] == [True] * 3
+    assert full.telemetry.drops == {"too_large": 1}
+    assert full.telemetry.up
+
+
+async def test_after_a_dropped_qos_0_publish_the_next_that_fits_shows_that_there_is_space(full: Full) -> None:
+    assert full.intake.accept(frame(BIG), qos=0) is None
+    assert not full.telemetry.up
+    assert full.intake.accept(frame(b"small"), qos=0) is None
+    assert full.telemetry.up
 
 
 async def test_after_close_nobody_who_waits_is_acknowledged(full: Full) -> None:
