@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from mq2mqtt import __version__
 from mq2mqtt.host import DropReason
-from mq2mqtt.telemetry import Direction, Histogram, RuleState, RuleTelemetry, Telemetry
+from mq2mqtt.telemetry import Direction, Histogram, ReloadOutcome, RuleState, RuleTelemetry, Telemetry
 
 __all__ = ["METRICS", "build_registry", "markdown"]
 
@@ -49,6 +49,16 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_offline_messages": ("gauge", (), "Messages waiting for clients that are away."),
     "mq2mqtt_parked_messages": ("gauge", ("rule",), "Messages put aside because they can never go on as they are."),
     "mq2mqtt_auth_total": ("counter", ("mode", "outcome"), "Logins decided by the bridge's own authentication."),
+    "mq2mqtt_reload_total": (
+        "counter",
+        ("outcome",),
+        "Reloads of the configuration: `applied`, or `invalid` and changed nothing.",
+    ),
+    "mq2mqtt_configured_timestamp_seconds": (
+        "gauge",
+        (),
+        "When the rules at work were read: at the start, or at the last reload that was applied.",
+    ),
     "mq2mqtt_build_info": ("gauge", ("version",), "1, with the version of the bridge."),
 }
 
@@ -131,6 +141,8 @@ class _BridgeCollector(Collector):
         yield _gauge("mq2mqtt_offline_messages", [((), 0)])
         yield _gauge("mq2mqtt_parked_messages", (((r.rule_id,), r.parked_messages) for r in rules))
         yield _counter("mq2mqtt_auth_total", ())
+        yield _counter("mq2mqtt_reload_total", (((k,), self._telemetry.reloads[k]) for k in ReloadOutcome))
+        yield _gauge("mq2mqtt_configured_timestamp_seconds", [((), self._telemetry.configured_at)])
         yield _gauge("mq2mqtt_build_info", [((__version__,), 1)])
 
 

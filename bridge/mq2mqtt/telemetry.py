@@ -7,6 +7,7 @@ pay for a locked counter. Names and invariants: design section 8.
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -14,9 +15,12 @@ from loguru import logger
 
 from mq2mqtt.host import Delivery, DropReason, Outcome
 
-__all__ = ["Direction", "Histogram", "RuleState", "RuleTelemetry", "Telemetry", "Trouble"]
+__all__ = ["Direction", "Histogram", "ReloadOutcome", "RuleState", "RuleTelemetry", "Telemetry", "Trouble"]
 
 _LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+_UNPROVEN = "not proven yet"
 
 
 class Direction(StrEnum):
@@ -33,6 +37,13 @@ class RuleState(StrEnum):
     DOWN = "down"
     DISABLED = "disabled"
     DRAINING = "draining"
+
+
+class ReloadOutcome(StrEnum):
+    """Value of the label `outcome` of `mq2mqtt_reload_total`."""
+
+    APPLIED = "applied"
+    INVALID = "invalid"
 
 
 class Trouble(StrEnum):
@@ -71,8 +82,8 @@ class RuleTelemetry:
         self.rule_id = rule_id
         self.direction = direction
         self.state = state
-        self._troubles: dict[Trouble, str] = {Trouble.LINK: "not proven yet"}
-        self.reason: str | None = self._troubles[Trouble.LINK] if state is RuleState.DOWN else None
+        self._troubles: dict[Trouble, str] = {Trouble.LINK: _UNPROVEN}
+        self.reason: str | None = _UNPROVEN if state is RuleState.DOWN else None
         self.since = time.time()
         self.outcomes: Counter[str] = Counter()
         self.drops: Counter[str] = Counter()
@@ -91,6 +102,19 @@ class RuleTelemetry:
         """Whether the last proof succeeded and nothing else stands in the way."""
         return self.state is RuleState.UP
 
+    def begin(self) -> None:
+        """The rule is at work from now on; it is down until RocketMQ has answered."""
+        lane = self._troubles.get(Trouble.LANE)
+        self._troubles = {Trouble.LINK: _UNPROVEN} | ({} if lane is None else {Trouble.LANE: lane})
+        if self.state is not RuleState.DOWN:
+            self.state, self.since = RuleState.DOWN, time.time()
+        self.reason = "; ".join(self._troubles.values())
+
+    def end(self, state: RuleState) -> None:
+        """The rule takes nothing more: it is `DISABLED`, or gone, and what is left of it is `DRAINING`."""
+        if state is not self.state:
+            self.state, self.since, self.reason = state, time.time(), None
+
     def rule_up(self, source: Trouble) -> None:
         """`source` is fine now: for the link, RocketMQ has just answered a send, fetch or probe of this rule."""
         if self._troubles.pop(source, None) is not None:
@@ -103,10 +127,12 @@ class RuleTelemetry:
             self._update()
 
     def _update(self) -> None:
+        reason = "; ".join(self._troubles.values()) or None
+        if self.state is RuleState.DRAINING:
+            self.reason = reason
         if self.state not in (RuleState.UP, RuleState.DOWN):
             return
         state = RuleState.DOWN if self._troubles else RuleState.UP
-        reason = "; ".join(self._troubles.values()) or None
         if state is not self.state:
             self.state, self.since = state, time.time()
         if reason is None:
@@ -163,10 +189,15 @@ class RuleTelemetry:
 
 
 class Telemetry:
-    """All rules' telemetry, in the order of the configuration."""
+    """All rules' telemetry, in the order of the configuration; what only drains comes last.
+
+    `reloads` counts by outcome, `configured_at` is when the rules at work were read, in seconds since 1970.
+    """
 
     def __init__(self) -> None:
         self.rules: dict[str, RuleTelemetry] = {}
+        self.reloads: Counter[ReloadOutcome] = Counter()
+        self.configured_at = time.time()
 
     def add(self, rule: RuleTelemetry) -> RuleTelemetry:
         """Register a rule and return it."""
@@ -176,6 +207,25 @@ class Telemetry:
     def remove(self, rule_id: str) -> None:
         """Forget a rule whose lane has been drained and removed."""
         self.rules.pop(rule_id, None)
+
+    def arrange(self, rule_ids: Iterable[str]) -> None:
+        """Put the rules in this order; those not in it follow."""
+        order = [rule_id for rule_id in rule_ids if rule_id in self.rules]
+        rest = [rule_id for rule_id in self.rules if rule_id not in set(order)]
+        self.rules = {rule_id: self.rules[rule_id] for rule_id in (*order, *rest)}
+
+    def reload_applied(self, changes: str, *, needs_restart: Sequence[str]) -> None:
+        """The rules of a changed configuration are at work; `needs_restart` names what else changed in it."""
+        self.reloads[ReloadOutcome.APPLIED] += 1
+        self.configured_at = time.time()
+        logger.info("configuration reloaded: {}", changes)
+        if needs_restart:
+            logger.warning("changed outside the rules, needs a restart: {}", ", ".join(needs_restart))
+
+    def reload_refused(self, reason: str) -> None:
+        """A changed configuration is wrong, and changes nothing."""
+        self.reloads[ReloadOutcome.INVALID] += 1
+        logger.error("configuration not reloaded, going on as before: {}", reason)
 
     @property
     def ready(self) -> bool:

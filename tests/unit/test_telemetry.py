@@ -134,3 +134,37 @@ def test_a_rule_without_a_lane_has_no_limit(registry: CollectorRegistry, telemet
 
 def test_every_reason_is_documented() -> None:
     assert all(f"| `{reason}` |" in markdown() for reason in DropReason)
+
+
+def test_a_rule_that_is_enabled_again_must_prove_itself_and_a_draining_one_says_what_holds_it_up() -> None:
+    rule = RuleTelemetry("r-1", direction=Direction.UPLINK)
+    rule.rule_up(Trouble.LINK)
+    rule.end(RuleState.DISABLED)
+    rule.rule_down(Trouble.LINK, "no broker")
+    assert rule.readiness()["reason"] is None
+    rule.rule_down(Trouble.LANE, "lane full")
+    rule.begin()
+    assert (rule.state, rule.reason) == (RuleState.DOWN, "not proven yet; lane full")
+    rule.rule_up(Trouble.LANE)
+    rule.rule_up(Trouble.LINK)
+    assert rule.up
+    rule.end(RuleState.DRAINING)
+    assert rule.readiness()["reason"] is None
+    rule.rule_down(Trouble.LINK, "no topic")
+    assert (rule.readiness()["state"], rule.readiness()["reason"]) == ("draining", "no topic")
+
+
+def test_rules_stand_in_the_order_of_the_configuration_and_what_drains_behind_them() -> None:
+    telemetry = Telemetry()
+    for rule_id in ("gone", "b", "a"):
+        telemetry.add(RuleTelemetry(rule_id, direction=Direction.UPLINK))
+    telemetry.arrange(["a", "b", "unknown"])
+    assert list(telemetry.rules) == ["a", "b", "gone"]
+
+
+def test_reloads_are_counted(telemetry: Telemetry, registry: CollectorRegistry) -> None:
+    telemetry.reload_refused("a slip")
+    telemetry.reload_applied("1 rule added", needs_restart=["node"])
+    text = generate_latest(registry).decode()
+    assert 'mq2mqtt_reload_total{outcome="invalid"} 1.0' in text
+    assert 'mq2mqtt_reload_total{outcome="applied"} 1.0' in text
