@@ -266,7 +266,8 @@ class Consumer:
     async def _own(self, route: TopicRoute, members: Iterable[str]) -> bool:
         topic = route.topic
         if outdated := [puller for (name, _), puller in self._pullers.items() if name == topic and puller.outdated]:
-            # Brokers forget a deleted topic's offsets: begin as in queues that have appeared.
+            # Begin as in queues that have appeared.
+            self._starts[topic].renew(puller.queue for puller in outdated)
             await self._lose(outdated)
         mine = set(allocate(self._client.client_id, queues=route.read_queues, members=members))
         owned = {queue for name, queue in self._pullers if name == topic}

@@ -15,12 +15,13 @@ offset has appeared later, and is read from its minimum.
 
 Brokers before 5.0 ignore `setZeroIfNotFound=false`, and answer 0 for an offset that is not stored while the queue's
 first message still exists (`ConsumerManageProcessor.queryConsumerOffset`). There the birth is recorded as an offset of
-a queue that no topic has.
+a queue that no topic has. They also keep the offsets of a topic that is deleted, and have them for the one that is made
+again under its name: `renew` says that they mean nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from mq2mqtt.rocketmq.client import Client
@@ -62,6 +63,11 @@ class StartOffsets:
         self._topic = topic
         self._start = start
         self._born = False
+        self._renewed: set[ReadQueue] = set()
+
+    def renew(self, queues: Iterable[ReadQueue]) -> None:
+        """The topic was made again, and `queues` with it: what is stored of them is of those before."""
+        self._renewed.update(queues)
 
     async def find(self, queues: Sequence[ReadQueue], route: TopicRoute) -> dict[ReadQueue, int]:
         """Return where to begin in `queues`; a queue whose broker does not answer is left out.
@@ -70,6 +76,7 @@ class StartOffsets:
             RocketMQError: no broker answers; or the group may have to be born, and one of the topic's does not.
         """
         stored = await self._stored(queues, route)
+        stored.update(dict.fromkeys(self._renewed & stored.keys()))
         if not self._born and not all(stored.values()):
             others = [queue for queue in route.read_queues if queue not in stored]
             if await self._is_born({**stored, **await self._stored(others, route, strict=True)}, route):
@@ -82,6 +89,7 @@ class StartOffsets:
             logger.info("%s has no offset of %s %s: read from %d", self._group, self._topic, queue, oldest)
             await self._store(queue, route, oldest)
             stored[queue] = oldest
+            self._renewed.discard(queue)
         self._born = self._born or any(stored.values())
         return {queue: offset for queue in queues if (offset := stored.get(queue)) is not None}
 

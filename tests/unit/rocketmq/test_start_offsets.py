@@ -102,6 +102,22 @@ async def test_a_topic_that_is_made_again_is_no_birth() -> None:
     assert await one.find(QUEUES, ROUTE) == dict.fromkeys(QUEUES, 10)
 
 
+async def test_offsets_that_a_broker_kept_of_a_deleted_topic_are_not_those_of_the_new_one() -> None:
+    brokers = Brokers(legacy=True)
+    one = starts(brokers)
+    await one.find(QUEUES, ROUTE)
+    brokers.oldest = 0
+    one.renew(QUEUES[:3])
+    brokers.stores_left = 1
+    with pytest.raises(NotConnected):
+        await one.find(QUEUES[:2], ROUTE)
+    brokers.stores_left = 100
+
+    assert await one.find(QUEUES[:2], ROUTE) == dict.fromkeys(QUEUES[:2], 0)
+    assert await one.find(QUEUES, ROUTE) == {**dict.fromkeys(QUEUES[:3], 0), QUEUES[3]: 100}
+    assert brokers.stored["b:1", "0"] == 0
+
+
 async def test_a_crash_in_the_middle_of_a_birth_loses_nothing() -> None:
     brokers = Brokers()
     brokers.stores_left = 2
