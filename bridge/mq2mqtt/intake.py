@@ -14,7 +14,7 @@ from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome, TopicRoute
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.settings import Limits
-from mq2mqtt.spool.frame import encode_publish
+from mq2mqtt.spool.frame import decode_frames, encode_publish
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.telemetry import RuleTelemetry, Telemetry, Trouble
 
@@ -29,16 +29,30 @@ class LaneIntake:
     """The writing end of one outbound rule's lane.
 
     What does not fit waits in order, bounded by the adapters: 256 publishes of a connection (design section 9).
+    So does everything while there is no lane, because it cannot be opened yet.
     """
 
-    def __init__(self, *, lane: Lane, telemetry: RuleTelemetry) -> None:
-        self._lane = lane
+    def __init__(self, *, telemetry: RuleTelemetry, lane: Lane | None = None) -> None:
+        self._lane: Lane | None = None
+        self._problem = "the lane is not open"
         self._telemetry = telemetry
         # Bounded as the class says: devices come back, so what a connection gave up must leave at once.
         self._waiting: OrderedDict[asyncio.Future[None], bytes] = OrderedDict()
         self._refused = False
         self._retry: asyncio.TimerHandle | None = None
+        if lane is not None:
+            self.attach(lane)
+
+    def attach(self, lane: Lane) -> None:
+        """Append to `lane` from now on, what waits first."""
+        self._lane = lane
         lane.on_space = self.space
+        self.space()
+
+    def refuse(self, problem: str) -> None:
+        """There is no lane, for this reason."""
+        self._problem = problem
+        self._telemetry.rule_down(Trouble.LANE, problem)
 
     def accept(self, frame: bytes, *, qos: int) -> Awaitable[None] | None:
         """Append `frame`; see `mq2mqtt.host.Intake.accept`."""
@@ -64,6 +78,8 @@ class LaneIntake:
         return future
 
     def _append(self, frame: bytes) -> Awaitable[None] | None:
+        if self._lane is None:
+            raise LaneError(self._problem)
         self._lane.append(frame)
         self._telemetry.outcomes["accepted"] += 1
         return self._lane.durable()
@@ -95,7 +111,19 @@ class LaneIntake:
                     return
                 _complete(future, durable)
             self._forget(future)
-        self._up()
+        if self._lane is not None:
+            self._up()
+
+    def give_up_waiting(self) -> list[tuple[asyncio.Future[None], bytes]]:
+        """Return what waits, in order, and forget it."""
+        waiting = [(future, frame) for future, frame in self._waiting.items() if not future.done()]
+        self._waiting.clear()
+        return waiting
+
+    def take_over(self, future: asyncio.Future[None], frame: bytes) -> None:
+        """Let what another lane gave up wait here; `space` takes it in."""
+        self._waiting[future] = frame
+        future.add_done_callback(self._forget)
 
     def _try_later(self) -> None:
         if self._retry is None:
@@ -147,6 +175,27 @@ class BridgeIntake:
         self._telemetry = telemetry
         self._routes: dict[str, TopicRoute | None] = {}
 
+    def apply(self, rules: RuleSet, lanes: Mapping[str, LaneIntake]) -> None:
+        """Go by other rules from now on; `lanes` are those of the enabled outbound ones, by rule id.
+
+        A publish that waits for space is not accepted yet, so it goes where the new rules send its topic. Where that
+        is nowhere it is let through as if it came now: the devices of a deleted rule must not wait for its lane.
+        """
+        waiting = [item for lane in self._lanes.values() for item in lane.give_up_waiting()]
+        self._rules = rules
+        self._lanes = lanes
+        self._routes.clear()
+        for future, frame in waiting:
+            (decoded,), _ = decode_frames(frame, 0, max_frames=1)
+            owner = rules.outbound(decoded.topic)
+            if owner is None:
+                future.set_result(None)
+            else:
+                lanes[owner.id].take_over(future, frame)
+        if waiting:
+            for lane in lanes.values():
+                lane.space()
+
     def route(self, topic: str) -> TopicRoute | None:
         """See `mq2mqtt.host.Intake.route`; remembers the last topics asked for."""
         try:
@@ -183,17 +232,24 @@ class BridgeIntake:
 
     def accept(self, route: TopicRoute, message: MqttMessage, *, will: bool = False) -> Awaitable[None] | None:
         """See `mq2mqtt.host.Intake.accept`."""
-        if route.outbound is None:
+        lane = self._lanes.get(route.outbound) if route.outbound is not None else None
+        if lane is None:
             return None
         frame = encode_publish(message, accepted_us=time.time_ns() // 1000, will=will)
-        return self._lanes[route.outbound].accept(frame, qos=message.qos)
+        return lane.accept(frame, qos=message.qos)
 
     def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> None:
         """See `mq2mqtt.host.Intake.deliver_p2p`. Nobody waits for the outcome; a drop is counted for `p2p_rule`."""
         if route.p2p_target is None or route.p2p_rule is None:
             return
-        telemetry = self._telemetry.rules[route.p2p_rule]
-        self._host.deliver(route.p2p_target, message, partial(_count_drop, telemetry), handed=_nothing)
+        settled = partial(self._p2p_settled, route.p2p_rule)
+        self._host.deliver(route.p2p_target, message, settled, handed=_nothing)
+
+    def _p2p_settled(self, rule_id: str, delivery: Delivery) -> None:
+        telemetry = self._telemetry.rules.get(rule_id)
+        # The rule may be gone by now, and its counters with it.
+        if telemetry is not None and delivery.outcome is Outcome.DROPPED:
+            telemetry.dropped(delivery.reason or DropReason.DISCONNECTED)
 
     def on_client_event(self, event: ClientEvent) -> None:
         """See `mq2mqtt.host.Intake.on_client_event`."""
@@ -203,11 +259,6 @@ class BridgeIntake:
         """Take nothing more into any lane. Idempotent."""
         for lane in self._lanes.values():
             lane.close()
-
-
-def _count_drop(telemetry: RuleTelemetry, delivery: Delivery) -> None:
-    if delivery.outcome is Outcome.DROPPED:
-        telemetry.dropped(delivery.reason or DropReason.DISCONNECTED)
 
 
 def _nothing() -> None:

@@ -180,6 +180,74 @@ async def test_power_mode_never_answers_when_the_disk_fails(tmp_path: Path) -> N
     lane.close()
 
 
+async def test_without_a_lane_everything_waits_until_there_is_one(tmp_path: Path) -> None:
+    telemetry = RuleTelemetry("rule-1", direction=Direction.UPLINK)
+    telemetry.rule_up(Trouble.LINK)
+    intake = LaneIntake(telemetry=telemetry)
+    intake.refuse("cannot be opened")
+    waiting = [intake.accept(frame(payload), qos=1) for payload in (b"a", b"x" * MAX_BYTES, b"b")]
+    assert intake.accept(frame(b"c"), qos=0) is None
+    await asyncio.sleep(0.3)
+    assert telemetry.readiness()["reason"] == "cannot be opened"
+    lane = Lane.open(tmp_path / "rule-1", max_bytes=MAX_BYTES, target="t")
+    intake.attach(lane)
+    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 5)
+    assert lane.messages == telemetry.outcomes["accepted"] == 2
+    assert telemetry.drops == {"lane_full": 1, "too_large": 1}
+    assert telemetry.up
+    lane.close()
+
+
+def bridge_intake(rules: RuleSet) -> BridgeIntake:
+    return BridgeIntake(rules=rules, lanes={}, limits=Limits(), host=MemoryHost(), telemetry=Telemetry())
+
+
+async def test_what_waits_goes_where_the_new_rules_send_it(full: Full, tmp_path: Path) -> None:
+    first = OutboundRule(id="rule-1", type="outbound", source="sensors", target="t")
+    second = OutboundRule(id="rule-2", type="outbound", source="meters", target="t")
+    swapped = [first.model_copy(update={"source": "meters"}), second.model_copy(update={"source": "sensors"})]
+    lane = Lane.open(tmp_path / "rule-2", max_bytes=MAX_BYTES, target="t")
+    other = LaneIntake(lane=lane, telemetry=RuleTelemetry("rule-2", direction=Direction.UPLINK))
+    bridge = bridge_intake(RuleSet([first, second]))
+    lanes = {"rule-1": full.intake, "rule-2": other}
+    bridge.apply(RuleSet([first, second]), lanes)
+    route = bridge.route("sensors/x")
+    assert route is not None
+    waiting = [bridge.accept(route, MqttMessage("sensors/x", b"%d" % n + BIG, 1, client_id="c")) for n in range(3)]
+    bridge.apply(RuleSet(swapped), lanes)
+    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 5)
+    reader = LaneReader(lane)
+    assert [entry.frame.payload[:1] for entry in reader.read(max_messages=9)] == [b"0", b"1", b"2"]
+    reader.close()
+    lane.close()
+
+
+async def test_what_waits_for_a_deleted_rule_is_let_through(full: Full) -> None:
+    rules = RuleSet([OutboundRule(id="rule-1", type="outbound", source="sensors", target="t")])
+    bridge = bridge_intake(rules)
+    bridge.apply(rules, {"rule-1": full.intake})
+    route = bridge.route("sensors/x")
+    assert route is not None
+    message = MqttMessage("sensors/x", BIG, 1, client_id="c")
+    waiting, cancelled = (asyncio.ensure_future(bridge.accept(route, message) or asyncio.sleep(0)) for _ in range(2))
+    cancelled.cancel()
+    accepted = full.telemetry.outcomes["accepted"]
+    bridge.apply(RuleSet(), {})
+    await asyncio.wait_for(waiting, 5)
+    assert full.telemetry.outcomes["accepted"] == accepted
+    # A route that was looked up before and used after is nobody's any more.
+    assert bridge.accept(route, message) is None
+    assert bridge.route("sensors/x") is None
+
+
+async def test_p2p_of_a_rule_that_went_meanwhile_counts_nowhere() -> None:
+    rules = RuleSet([OutboundRule(id="rule-1", type="outbound", source="sensors", target="t")])
+    bridge = bridge_intake(rules)
+    route = bridge.route("sensors/p2p/away")
+    assert route is not None
+    bridge.deliver_p2p(route, MqttMessage("sensors/p2p/away", b"x", 1, client_id="c"))
+
+
 @pytest.fixture
 def intake() -> BridgeIntake:
     rules = RuleSet(
