@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,18 +55,19 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return show
 
 
-async def _run_on_jvm(
+async def run_on_jvm(
     directory: Path,
     *,
     say: Callable[[str], None],
     version: str,
-    broker_conf: dict[str, str] | None = None,
+    **options: Any,  # noqa: ANN401 - as `RocketMQ.on_jvm`
 ) -> RocketMQ:
+    """Start a RocketMQ, or skip the test (in CI: fail it) where it cannot be started."""
     try:
         # Only what may take minutes is shown: installing Java, fetching jars.
         await require_java(say)
         await rocketmq_jars(version, say)
-        return await RocketMQ.on_jvm(directory, version=version, broker_conf=broker_conf)
+        return await RocketMQ.on_jvm(directory, version=version, **options)
     except PrerequisiteError as exc:
         if os.environ.get("CI") == "true":
             pytest.fail(f"no RocketMQ to test with: {exc}", pytrace=False)
@@ -83,7 +85,7 @@ def rocketmq(
         yield SharedRocketMQ(given, asyncio.run(broker_addresses(given))[0], version, None)
         return
     # A loop of its own, gone before the test's begins: the launcher is bound to none.
-    server = asyncio.run(_run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
+    server = asyncio.run(run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
     yield SharedRocketMQ(server.namesrv, server.broker_address, server.version, server.jars)
     server.kill()
 
@@ -116,7 +118,7 @@ def start_rocketmq(
     async def start(
         *, version: str | None = None, broker_conf: dict[str, str] | None = None, directory: Path | None = None
     ) -> RocketMQ:
-        server = await _run_on_jvm(
+        server = await run_on_jvm(
             directory or tmp_path / f"rocketmq-{len(started)}",
             say=say,
             version=version or request.config.getoption("--rocketmq-version"),

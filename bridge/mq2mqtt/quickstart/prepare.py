@@ -1,8 +1,6 @@
-"""`python -m mq2mqtt.quickstart.prepare [PROGRAM ...]`: get what a RocketMQ on the JVM needs, without starting it.
+"""`python -m mq2mqtt.quickstart.prepare`: get what a RocketMQ on the JVM needs, without starting it."""
 
-Also the named programs, such as `javac` for tests with the Java client.
-"""
-
+import argparse
 import asyncio
 import sys
 
@@ -15,18 +13,25 @@ __all__ = ["main"]
 
 def main() -> int:
     """Return 0, or 2 after one line on stderr that says what is missing."""
+    parser = argparse.ArgumentParser(prog="python -m mq2mqtt.quickstart.prepare", description=__doc__)
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="also needed, such as javac")
+    parser.add_argument(
+        "--rocketmq-version", action="append", default=[], metavar="VERSION", help="also fetched; may be repeated"
+    )
+    arguments = parser.parse_args()
     try:
-        asyncio.run(_prepare(sys.argv[1:]))
+        asyncio.run(_prepare(arguments.programs, {DEFAULT_VERSION, *arguments.rocketmq_version}))
     except PrerequisiteError as error:
         _say(str(error))
         return 2
     return 0
 
 
-async def _prepare(programs: list[str]) -> None:
+async def _prepare(programs: list[str], versions: set[str]) -> None:
     await require_programs(programs, _say)
     await require_java(_say)
-    await rocketmq_jars(DEFAULT_VERSION, _say)
+    for version in sorted(versions):
+        await rocketmq_jars(version, _say)
 
 
 def _say(line: str) -> None:

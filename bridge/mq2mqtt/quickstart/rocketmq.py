@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from mq2mqtt.errors import BridgeError, LinkError
-from mq2mqtt.quickstart.cluster import ask, broker_addresses, create_topic
+from mq2mqtt.quickstart.cluster import OPEN, Access, ask, broker_addresses, create_topic
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.ports import free_base, free_port
 from mq2mqtt.quickstart.prerequisites import Say, require_java
@@ -75,7 +75,16 @@ class RocketMQ:
     messages. They are killed with the process that started them. Methods may be called from any event loop.
     """
 
-    def __init__(self, directory: Path, *, version: str, jars: Path, broker_conf: Mapping[str, str]) -> None:
+    def __init__(  # noqa: PLR0913 - keyword-only, each a thing of its own
+        self,
+        directory: Path,
+        *,
+        version: str,
+        jars: Path,
+        broker_conf: Mapping[str, str],
+        java_properties: Mapping[str, str],
+        access: Access,
+    ) -> None:
         self.directory = directory.absolute()
         (self.directory / "conf").mkdir(parents=True, exist_ok=True)
         for program in ("namesrv", "broker"):
@@ -86,16 +95,20 @@ class RocketMQ:
         self.namesrv = f"127.0.0.1:{free_port()}"
         self.broker_address = f"127.0.0.1:{free_base(_BROKER_PORT_OFFSETS)}"
         self._broker_conf = broker_conf
+        self._java_properties = java_properties
+        self._access = access
         self._namesrv: Child | None = None
         self._broker: Child | None = None
 
     @classmethod
-    async def on_jvm(
+    async def on_jvm(  # noqa: PLR0913 - keyword-only, each a thing of its own
         cls,
         directory: Path,
         *,
         version: str = DEFAULT_VERSION,
         broker_conf: Mapping[str, str] | None = None,
+        java_properties: Mapping[str, str] | None = None,
+        access: Access = OPEN,
         say: Say = lambda _: None,
     ) -> Self:
         """Start a name server and a broker on free ports and wait until they serve.
@@ -104,6 +117,8 @@ class RocketMQ:
             directory: where they keep everything; also `ROCKETMQ_HOME`, so `conf/plain_acl.yml` goes below it.
             version: of RocketMQ, as Maven knows it.
             broker_conf: lines of `broker.conf` beside, or instead of, this module's own.
+            java_properties: of both JVMs, such as `tls.server.mode`.
+            access: how this launcher is let in, where those settings ask for something.
             say: shows progress.
 
         Raises:
@@ -112,7 +127,14 @@ class RocketMQ:
         """
         await require_java(say)
         jars = await rocketmq_jars(version, say)
-        server = cls(directory, version=version, jars=jars, broker_conf=broker_conf or {})
+        server = cls(
+            directory,
+            version=version,
+            jars=jars,
+            broker_conf=broker_conf or {},
+            java_properties=java_properties or {},
+            access=access,
+        )
         try:
             say(f"starting RocketMQ {version} on the JVM: name server {server.namesrv}")
             await server.start_namesrv()
@@ -156,7 +178,7 @@ class RocketMQ:
 
     async def create_topic(self, topic: str, *, queues: int = 4) -> None:
         """Create `topic` and wait until it has a route; raises `LinkError`."""
-        await create_topic(self.namesrv, topic, queues=queues)
+        await create_topic(self.namesrv, topic, queues=queues, access=self._access)
 
     def kill_broker(self) -> None:
         """End the broker with SIGKILL; the store stays as it is."""
@@ -207,6 +229,7 @@ class RocketMQ:
                 shutil.which("java") or "java",
                 *memory,
                 *_JVM_FLAGS,
+                *(f"-D{name}={value}" for name, value in self._java_properties.items()),
                 # RocketMQ writes its logs, and the name server its settings, below the user's home directory.
                 f"-Duser.home={self.directory}",
                 "-cp",
@@ -236,10 +259,10 @@ class RocketMQ:
         raise RocketMQStartError(f"RocketMQ does not serve after {_START_DEADLINE:g} s: {problem}; {child.tail()}")
 
     async def _namesrv_answers(self) -> None:
-        await broker_addresses(self.namesrv)
+        await broker_addresses(self.namesrv, access=self._access)
 
     async def _broker_serves(self) -> None:
-        if self.broker_address not in await broker_addresses(self.namesrv):
+        if self.broker_address not in await broker_addresses(self.namesrv, access=self._access):
             raise LinkError(f"the broker {self.broker_address} is not registered at {self.namesrv}")
-        # Any answer will do: with ACL on it is a refusal.
-        await ask(self.broker_address, _GET_BROKER_CONFIG)
+        # Any answer will do: who has access may still not be allowed this.
+        await ask(self.broker_address, _GET_BROKER_CONFIG, access=self._access)
