@@ -5,6 +5,7 @@ import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.TreeMap;
+import java.util.concurrent.locks.LockSupport;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
@@ -77,7 +78,6 @@ public class Peer {
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setPersistConsumerOffsetInterval(1000);
         consumer.subscribe(topic, args[4]);
-        consumer.setMessageQueueListener((name, all, divided) -> printQueues(name, divided));
         consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
             for (MessageExt message : messages) {
                 printMessage(message);
@@ -92,6 +92,7 @@ public class Peer {
         Map<String, String> line = new TreeMap<>();
         line.put("started", consumer.getDefaultMQPushConsumerImpl().getmQClientFactory().getClientId());
         print(line);
+        watchQueues(consumer, topic);
         while (System.in.read() >= 0) {
             // Until the test closes our standard input.
         }
@@ -117,16 +118,32 @@ public class Peer {
         print(line);
     }
 
-    private static void printQueues(String topic, Iterable<MessageQueue> queues) {
-        List<String> ids = new ArrayList<>();
-        for (MessageQueue queue : queues) {
-            ids.add(queue.getBrokerName() + ":" + queue.getQueueId());
-        }
-        Collections.sort(ids);
-        Map<String, String> line = new TreeMap<>();
-        line.put("allocated", String.join(",", ids));
-        line.put("topic", topic);
-        print(line);
+    /** Prints the queues of the topic whenever others are ours; 4.9 has no listener for that. */
+    private static void watchQueues(DefaultMQPushConsumer consumer, String topic) {
+        Map<MessageQueue, ?> table = consumer.getDefaultMQPushConsumerImpl().getRebalanceImpl().getProcessQueueTable();
+        Thread watcher = new Thread(() -> {
+            String shown = null;
+            while (true) {
+                List<String> ids = new ArrayList<>();
+                for (MessageQueue queue : table.keySet()) {
+                    if (queue.getTopic().equals(topic)) {
+                        ids.add(queue.getBrokerName() + ":" + queue.getQueueId());
+                    }
+                }
+                Collections.sort(ids);
+                String listed = String.join(",", ids);
+                if (!listed.equals(shown)) {
+                    shown = listed;
+                    Map<String, String> line = new TreeMap<>();
+                    line.put("allocated", listed);
+                    line.put("topic", topic);
+                    print(line);
+                }
+                LockSupport.parkNanos(50_000_000);
+            }
+        });
+        watcher.setDaemon(true);
+        watcher.start();
     }
 
     private static void printMessage(MessageExt message) {
