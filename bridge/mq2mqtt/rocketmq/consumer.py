@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _REBALANCE_SECONDS: Final = 20.0  # as the Java client
 _COMMIT_SECONDS: Final = 1.0
+_WATCH_SECONDS: Final = 2.0
 _CLOSE_SECONDS: Final = 2.0
 _FIRST_RETRY: Final = 0.1
 _MAX_RETRY: Final = 3.0
@@ -86,6 +87,7 @@ class Consumer:
         self._arrived = asyncio.Event()
         self._rebalance_now = asyncio.Event()
         self._uncommitted = asyncio.Event()
+        self._balanced: TopicRoute | None = None
         self._trouble: str | None = f"joining group {group}"
         self._closed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -98,6 +100,7 @@ class Consumer:
             self._tasks = [
                 asyncio.create_task(self._keep_balanced(), name=f"rocketmq.balance[{self.group}]"),
                 asyncio.create_task(self._keep_committed(), name=f"rocketmq.commit[{self.group}]"),
+                asyncio.create_task(self._keep_watched(), name=f"rocketmq.watch[{self.group}]"),
             ]
 
     async def close(self) -> None:
@@ -220,7 +223,7 @@ class Consumer:
 
     async def _rebalance(self) -> bool:
         """Own what is ours now; false when that has to be tried again soon."""
-        route = await self._route()
+        route = self._balanced = await self._route()
         if not route.read_queues:
             self._set_trouble(f"topic {self.topic} has no readable queue")
             return False
@@ -245,6 +248,27 @@ class Consumer:
         except (NotConnected, RequestTimeout):
             # Members come and go, whether a name server is there or not.
             return await self._client.route(self.topic, max_age=float("inf"))
+
+    async def _keep_watched(self) -> None:
+        """Ask a name server for changes of the topic that a held poll would hide for up to 20 seconds.
+
+        What it says is put to the brokers, who know better: a name server that has just started knows no topic yet.
+        """
+        while not self._closed.is_set():
+            await _wait(self._closed, _WATCH_SECONDS)
+            try:
+                route = await self._client.route(self.topic, max_age=_WATCH_SECONDS / 2)
+            except TopicNotFound:
+                pass
+            except RocketMQError:
+                continue
+            else:
+                if route == self._balanced:
+                    continue
+                self._rebalance_now.set()
+            for (topic, _), puller in self._pullers.items():
+                if topic == self.topic:
+                    puller.doubt()
 
     async def _list_members(self, route: TopicRoute) -> tuple[str, ...]:
         problem: RocketMQError = NotConnected(f"the brokers of {route.topic}", "none has a master now")
@@ -309,6 +333,8 @@ class Consumer:
             liveness=self._liveness,
             budget=self._budget,
         )
+        # `find` has asked for it, or stored it.
+        puller.committed = offset
         self._pullers[topic, queue] = puller
         self._by_place.setdefault((queue.broker, queue.queue_id), []).append(puller)
 

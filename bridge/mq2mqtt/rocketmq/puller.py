@@ -112,6 +112,8 @@ class Puller:
         self.commit_again = False
         self.outdated = False
         self._topic_missing = False
+        self._doubted = False
+        self._held: asyncio.Timeout | None = None
         self._client = client
         self._tags = tags
         self._shown_topic_property = shown_topic_property
@@ -161,6 +163,12 @@ class Puller:
         self._taken.set()
         return messages
 
+    def doubt(self) -> None:
+        """The topic may be gone, or no longer readable: ask at once instead of waiting for a poll that is held."""
+        self._doubted = True
+        if self._held is not None:
+            self._held.reschedule(asyncio.get_running_loop().time())
+
     async def stop(self) -> None:
         """Pull no more and forget what is not handed out. Idempotent."""
         self._task.cancel()
@@ -192,9 +200,27 @@ class Puller:
                 await self._fail("internal error, see the log")
 
     async def _pull(self) -> None:
-        loop = asyncio.get_running_loop()
         # The first pull, and the first after a failure, must not be held: its answer is the proof that all is well.
-        suspend = self.problem is None
+        suspend = self.problem is None and not self._doubted
+        self._doubted = False
+        sent_at = asyncio.get_running_loop().time()
+        try:
+            response = await self._ask(suspend=suspend)
+            held = suspend and asyncio.get_running_loop().time() - sent_at >= _QUICK_SECONDS
+            if response.code in _ANSWERS and await self._is_made_again(response, held=held):
+                self.outdated = True
+                self._events.recovered()
+                await self._fail(f"topic {self.topic} has been made again")
+                return
+        except TimeoutError:
+            return  # `doubt`; the poll's answer, if any comes, is not waited for, and what it holds is pulled again
+        except (NotConnected, RequestTimeout) as error:
+            await self._fail(str(error))
+            await self._liveness.until_answering(self.address)
+            return
+        await self._take_answer(response, quick=suspend and not held)
+
+    async def _ask(self, *, suspend: bool) -> Response:
         fields = {
             **self._fields,
             "queueOffset": str(self._offset),
@@ -202,35 +228,48 @@ class Puller:
             "sysFlag": str(_SUBSCRIPTION_FLAG | (_SUSPEND_FLAG if suspend else 0)),
             "suspendTimeoutMillis": str(int(_SUSPEND_SECONDS * 1000)),
         }
-        sent_at = loop.time()
+        if not suspend:
+            return await self._client.call(self.address, RequestCode.PULL_MESSAGE, fields)
         try:
-            response = await self._client.call(
-                self.address, RequestCode.PULL_MESSAGE, fields, timeout=_PULL_TIMEOUT if suspend else None
-            )
-        except (NotConnected, RequestTimeout) as error:
-            await self._fail(str(error))
-            await self._liveness.until_answering(self.address)
-            return
+            async with asyncio.timeout(None) as self._held:
+                return await self._client.call(self.address, RequestCode.PULL_MESSAGE, fields, timeout=_PULL_TIMEOUT)
+        finally:
+            self._held = None
+
+    async def _is_made_again(self, response: Response, *, held: bool) -> bool:
+        """Whether the topic was deleted and made again: its first messages may then lie before our offset.
+
+        It shows when the deletion was seen. One that was not, because it took place while a poll was held, is known
+        by the offset that we have committed and the broker has no more (5.0 and newer; older ones keep it).
+        """
+        if self._topic_missing:
+            return True
+        back = response.code == ResponseCode.PULL_OFFSET_MOVED and _next_offset(response) < self._offset
+        suspicious = back or (held and response.code == ResponseCode.SUCCESS)
+        if not suspicious or self.committed is None or self.commit_again:
+            return False
+        fields = {name: self._fields[name] for name in ("consumerGroup", "topic", "queueId")}
+        stored = await self._client.call(
+            self.address, RequestCode.QUERY_CONSUMER_OFFSET, {**fields, "setZeroIfNotFound": "false"}
+        )
+        return stored.code == ResponseCode.QUERY_NOT_FOUND
+
+    async def _take_answer(self, response: Response, *, quick: bool) -> None:
         code = response.code
-        if self._topic_missing and code in _ANSWERS:
-            # The first new messages may lie before our offset: nothing of this answer can be trusted.
-            self.outdated = True
-            self._events.recovered()
-            await self._fail(f"topic {self.topic} has been made again")
-        elif code == ResponseCode.SUCCESS:
+        if code == ResponseCode.SUCCESS:
             self._answered(response)
             self._keep(response)
         elif code in {ResponseCode.PULL_NOT_FOUND, ResponseCode.PULL_RETRY_IMMEDIATELY}:
             self._answered(response)
             before = self._offset
             if code == ResponseCode.PULL_RETRY_IMMEDIATELY:
-                self._advance(int(response.fields["nextBeginOffset"]))
-            if suspend and self._offset == before and loop.time() - sent_at < _QUICK_SECONDS:
+                self._advance(_next_offset(response))
+            if quick and self._offset == before:
                 # A broker that does not hold polls, or is just removing what we ask for.
                 await asyncio.sleep(_QUICK_SECONDS)
         elif code == ResponseCode.PULL_OFFSET_MOVED:
             self._answered(response)
-            self._move(int(response.fields["nextBeginOffset"]), response.remark)
+            self._move(_next_offset(response), response.remark)
         else:
             self._topic_missing = self._topic_missing or code == ResponseCode.TOPIC_NOT_EXIST
             await self._fail(str(for_code(code, response.remark, address=self.address)))
@@ -254,7 +293,7 @@ class Puller:
         await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
     def _keep(self, response: Response) -> None:
-        after = int(response.fields["nextBeginOffset"])
+        after = _next_offset(response)
         try:
             messages = decode_messages(response.body, broker=self.queue.broker, on_error=self._cannot_decode)
         except DecodeError as error:
@@ -309,3 +348,7 @@ class Puller:
         self._offset = offset
         self.progress.reset(offset)
         self._events.advanced()
+
+
+def _next_offset(response: Response) -> int:
+    return int(response.fields["nextBeginOffset"])

@@ -37,6 +37,8 @@ class Broker:
         self.script: list[Answer | Exception] = []
         self.pulls: list[dict[str, str]] = []
         self.moved = asyncio.Event()
+        self.committed: int | None = 0
+        self.hold = 0.0
 
     async def call(
         self,
@@ -50,11 +52,17 @@ class Broker:
         assert (address, timeout is None or timeout > 0) == ("broker:1", True)
         if code == 34:  # the heartbeat of Liveness
             return Response(0, 1, 1, "", {}, body)
+        if code == 14:  # the group's offset
+            if self.committed is None:
+                return Response(22, 1, 1, "", {}, b"")
+            return Response(0, 1, 1, "", {"offset": str(self.committed)}, b"")
         self.pulls.append(fields)
         self.moved.set()
         if not self.script:
             await asyncio.Event().wait()
         step = self.script.pop(0)
+        if fields["sysFlag"] == "6":
+            await asyncio.sleep(self.hold)
         if isinstance(step, Exception):
             raise step
         return step(fields)
@@ -278,3 +286,75 @@ async def test_stopping_gives_back_the_budget(world: Callable[..., World]) -> No
 
     assert one.budget.used == 0
     assert not one.puller.can_hand_out()
+
+
+async def test_a_poll_in_doubt_is_not_waited_for(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(lambda _: answer(19, 0))
+    problems: list[str | None] = []
+
+    def look(_: dict[str, str]) -> Response:
+        problems.append(one.puller.problem)
+        return answer(19, 0)
+
+    one.puller.doubt()
+    await one.play(lambda _: answer(17, 0), look)
+
+    # The second is held and abandoned; the one after it asks at once, and so does the one after the refusal.
+    assert [fields["sysFlag"] for fields in one.broker.pulls] == ["4", "6", "4", "4"]
+    assert "17" in (problems[0] or "")
+
+
+async def test_a_doubt_that_is_unfounded_changes_nothing(world: Callable[..., World]) -> None:
+    one = world()
+    await one.play(lambda _: answer(0, 1, stored(0)))
+    one.puller.doubt()
+    await one.play(lambda _: answer(0, 2, stored(1)))
+
+    assert one.offsets() == [0, 1]
+    assert one.puller.problem is None
+    assert one.events.recoveries == 0
+
+
+async def test_a_topic_made_again_while_a_poll_was_held_is_known_by_the_forgotten_offset(
+    world: Callable[..., World],
+) -> None:
+    one = world(offset=5)
+    one.puller.committed = 5
+    one.broker.committed = None
+    one.broker.hold = 0.2
+    await one.play(lambda _: answer(19, 5, end=5), lambda _: answer(0, 9, stored(5), end=9))
+
+    assert one.puller.outdated
+    assert not one.puller.can_hand_out()
+
+
+async def test_after_a_failure_a_forgotten_offset_says_nothing(world: Callable[..., World]) -> None:
+    one = world(offset=5)
+    one.puller.committed = 5
+    one.broker.committed = None
+    one.broker.hold = 0.2
+    await one.play(
+        lambda _: answer(19, 5, end=5),
+        NotConnected("broker:1", "cut"),
+        lambda _: answer(19, 5, end=5),
+        lambda _: answer(0, 6, stored(5), end=6),
+    )
+
+    assert not one.puller.outdated
+    assert one.offsets() == [5]
+
+
+@pytest.mark.parametrize(("committed", "outdated"), [(10, False), (None, True)])
+async def test_a_move_back_is_followed_unless_the_topic_was_made_again(
+    world: Callable[..., World],
+    committed: int | None,
+    outdated: bool,  # noqa: FBT001 - a case of the table
+) -> None:
+    one = world(offset=10)
+    one.puller.committed = 10
+    one.broker.committed = committed
+    await one.play(lambda _: answer(21, 4))
+
+    assert one.puller.outdated == outdated
+    assert one.puller.progress.frontier == (10 if outdated else 4)
