@@ -1,25 +1,21 @@
 """The composition root: builds every part from the settings, runs them, and stops them in the order of the flow."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 from loguru import logger
+from pydantic import BaseModel
 
 from mq2mqtt.admin.server import AdminServer
-from mq2mqtt.downlink import Downlink
 from mq2mqtt.host import MqttHost
 from mq2mqtt.instance import Instance
-from mq2mqtt.intake import BridgeIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
-from mq2mqtt.outlet import Outlet
-from mq2mqtt.rules import InboundRule, OutboundRule, StatusRule
+from mq2mqtt.running import RunningRules
 from mq2mqtt.settings import Settings, split_address, tls_context
-from mq2mqtt.spool.info import read_info
-from mq2mqtt.spool.parked import ParkedStore
-from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
+from mq2mqtt.telemetry import Telemetry
+from mq2mqtt.workers import Workplace
 
 __all__ = ["Bridge", "build_link"]
 
@@ -52,81 +48,26 @@ class Bridge:
 
     def __init__(self, settings: Settings, host: MqttHost, *, link: RocketLink | None = None) -> None:
         self._settings = settings
-        self._host = host
         self.telemetry = Telemetry()
         self._instance = Instance(settings.spool.path)
-        self._outlets: dict[str, Outlet] = {}
-        self._downlinks: list[Downlink] = []
         try:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
-            self._build_rules()
-            self._adopt_orphans()
+            self._rules = RunningRules(Workplace(settings, host, self._link), self.telemetry)
+            self._rules.apply(settings.rule_set)
+            self._rules.open()
         except BaseException:
-            self._close_files()
+            self._instance.close()
             raise
-        self.intake = BridgeIntake(
-            rules=settings.rule_set,
-            lanes={rule_id: outlet.intake for rule_id, outlet in self._outlets.items()},
-            limits=settings.limits,
-            host=host,
-            telemetry=self.telemetry,
-        )
+        self.intake = self._rules.intake
         admin_host, admin_port = split_address(settings.admin.listen)
         registry = build_registry(
-            self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._refresh_gauges
+            self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._rules.refresh_gauges
         )
         self.admin = AdminServer(host=admin_host, port=admin_port, telemetry=self.telemetry, registry=registry)
         self._runner: asyncio.Task[None] | None = None
-        self._sending: list[asyncio.Task[None]] = []
-        self._receiving: list[asyncio.Task[None]] = []
         self._watching: list[asyncio.Task[None]] = []
+        self._stopping = False
         self._stopped = False
-
-    def _build_rules(self) -> None:
-        for rule in self._settings.rules:
-            direction = Direction.DOWNLINK if isinstance(rule, InboundRule) else Direction.UPLINK
-            state = RuleState.DOWN if rule.enabled else RuleState.DISABLED
-            telemetry = self.telemetry.add(RuleTelemetry(rule.id, direction=direction, state=state))
-            path = self._settings.spool.path / rule.id
-            if isinstance(rule, OutboundRule) and (rule.enabled or path.is_dir()):
-                self._outlets[rule.id] = self._outlet(path, rule.target, telemetry)
-            elif isinstance(rule, InboundRule) and rule.enabled:
-                self._downlinks.append(self._downlink(rule, path, telemetry))
-            elif isinstance(rule, StatusRule):
-                telemetry.rule_down(Trouble.LINK, "status rules are not built yet: set `enabled: false`")
-
-    def _adopt_orphans(self) -> None:
-        """Drain the lanes of rules that are gone to the target they last had (design section 2, life of a rule)."""
-        known = {rule.id for rule in self._settings.rules}
-        for path in sorted(self._settings.spool.path.iterdir()):
-            if path.name in known or (info := read_info(path) if path.is_dir() else None) is None:
-                continue
-            logger.info("lane {} has no rule any more: what waits in it goes to {}", path.name, info.target)
-            telemetry = RuleTelemetry(path.name, direction=Direction.UPLINK, state=RuleState.DRAINING)
-            self._outlets[path.name] = self._outlet(path, info.target, self.telemetry.add(telemetry))
-
-    def _outlet(self, path: Path, target: str, telemetry: RuleTelemetry) -> Outlet:
-        return Outlet(
-            path,
-            target=target,
-            node=self._settings.node,
-            spool=self._settings.spool,
-            link=self._link,
-            telemetry=telemetry,
-        )
-
-    def _downlink(self, rule: InboundRule, path: Path, telemetry: RuleTelemetry) -> Downlink:
-        spool = self._settings.spool
-        parked = ParkedStore(path, max_bytes=spool.max_bytes, durability=spool.durability)
-        return Downlink(
-            rule=rule,
-            group=rule.consumer_group(self._settings.node),
-            host=self._host,
-            link=self._link,
-            limits=self._settings.limits,
-            parked=parked,
-            telemetry=telemetry,
-        )
 
     async def start(self) -> None:
         """Open the admin port and start every rule; does not wait for RocketMQ.
@@ -145,41 +86,24 @@ class Bridge:
         )
 
     async def _run(self) -> None:
-        """Hold every long-lived task. Each guards itself, so that one rule's bug stops no other."""
+        """Hold every long-lived task."""
+        if self._stopping:
+            return
         async with asyncio.TaskGroup() as group:
-            self._sending = [
-                group.create_task(outlet.uplink.run(), name=f"mq2mqtt.uplink[{rule_id}]")
-                for rule_id, outlet in self._outlets.items()
-            ]
-            self._receiving = [
-                group.create_task(downlink.run(), name=f"mq2mqtt.downlink[{downlink.rule.id}]")
-                for downlink in self._downlinks
-            ]
+            self._rules.start(group)
             self._watching = [
-                group.create_task(_regularly(self._watch, _WATCH_SECONDS), name="mq2mqtt.watch"),
-                group.create_task(_regularly(self._watch_groups, _GROUP_SECONDS), name="mq2mqtt.watch-groups"),
+                group.create_task(_regularly(self._rules.watch, _WATCH_SECONDS), name="mq2mqtt.watch"),
+                group.create_task(_regularly(self._rules.check_groups, _GROUP_SECONDS), name="mq2mqtt.watch-groups"),
             ]
 
-    async def _watch(self) -> None:
-        for downlink in self._downlinks:
-            downlink.watch()
-        for rule_id, outlet in list(self._outlets.items()):
-            if outlet.is_done:
-                outlet.uplink.finish()
-                del self._outlets[rule_id]
-                outlet.remove()
-                self.telemetry.remove(rule_id)
-                logger.info("lane {} is drained and removed", rule_id)
+    def reload(self, settings: Settings) -> None:
+        """Go by the rules of `settings` from now on; say what else differs: that needs a restart.
 
-    async def _watch_groups(self) -> None:
-        for downlink in self._downlinks:
-            await downlink.check_group(self._settings.node)
-
-    def _refresh_gauges(self) -> None:
-        for outlet in self._outlets.values():
-            outlet.refresh_gauges()
-        for downlink in self._downlinks:
-            downlink.refresh_gauges()
+        Connections, and rules that stay the same, notice nothing. Does nothing once the bridge is stopping.
+        """
+        if not self._stopping:
+            diff = self._rules.apply(settings.rule_set)
+            self.telemetry.reload_applied(str(diff), needs_restart=_changed_beside_rules(self._settings, settings))
 
     async def stop_receiving(self) -> None:
         """Take nothing more from RocketMQ and wait for the outcome of what devices were handed. Idempotent.
@@ -187,12 +111,8 @@ class Bridge:
         Call it while clients are still connected: what they acknowledge now need not be delivered again. After half
         of `stop_deadline` the rest is abandoned, uncommitted.
         """
-        receiving, self._receiving = self._receiving, []
-        for task in receiving:
-            task.cancel()
-        await self._settle_within(
-            [downlink.close() for downlink in self._downlinks], 0.5 * self._settings.stop_deadline
-        )
+        self._stopping = True
+        await self._rules.stop_receiving(seconds=0.5 * self._settings.stop_deadline)
 
     async def stop(self) -> None:
         """Stop in the order of the flow within `stop_deadline` seconds. Idempotent.
@@ -207,36 +127,21 @@ class Bridge:
         self.intake.close()
         for task in self._watching:
             task.cancel()
-        for outlet in self._outlets.values():
-            outlet.uplink.finish()
         share = 0.25 * self._settings.stop_deadline
-        if self._sending:
-            _, late = await asyncio.wait(self._sending, timeout=share)
-            for task in late:
-                task.cancel()
+        await self._rules.stop_sending(seconds=share)
         abandoned = sum(rule.in_flight for rule in self.telemetry.rules.values())
         if abandoned:
             logger.warning("stopping: {} messages in flight may arrive twice", abandoned)
         if self._runner is not None:
             await asyncio.gather(self._runner, return_exceptions=True)
-        await self._settle_within([self._link.close()], share)
+        closing = asyncio.create_task(self._link.close(), name="mq2mqtt.stopping")
+        await asyncio.wait([closing], timeout=share)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
         await self.admin.stop()
-        self._close_files()
-        logger.info("bridge {} stopped", self._settings.node)
-
-    async def _settle_within(self, work: Iterable[Coroutine[None, None, None]], seconds: float) -> None:
-        """Do `work` at once; cancel what is not done after `seconds`."""
-        tasks = [asyncio.create_task(item, name="mq2mqtt.stopping") for item in work]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _close_files(self) -> None:
-        for outlet in self._outlets.values():
-            outlet.close()
+        self._rules.close()
         self._instance.close()
+        logger.info("bridge {} stopped", self._settings.node)
 
 
 async def _regularly(step: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -247,3 +152,18 @@ async def _regularly(step: Callable[[], Awaitable[None]], seconds: float) -> Non
         except Exception:  # noqa: BLE001 - a task's top edge: the others depend on its going on
             logger.exception("unexpected error, going on")
         await asyncio.sleep(seconds)
+
+
+def _changed_beside_rules(running: Settings, changed: Settings) -> list[str]:
+    """Return the keys outside `rules` that differ: `rocketmq.namesrv`."""
+    names = []
+    for section in type(running).model_fields:
+        before, after = getattr(running, section), getattr(changed, section)
+        if section == "rules" or before == after:
+            continue
+        if isinstance(before, BaseModel):
+            fields = type(before).model_fields
+            names += [f"{section}.{name}" for name in fields if getattr(before, name) != getattr(after, name)]
+        else:
+            names.append(section)
+    return names

@@ -1,30 +1,43 @@
-"""One outbound rule at work: its lane with both ends, and what it has parked."""
+"""One outbound rule's lane at work: both its ends, and what it has parked."""
 
-import shutil
 import time
 from pathlib import Path
 
+from loguru import logger
+
+from mq2mqtt.errors import LaneError
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.settings import SpoolSettings
+from mq2mqtt.spool.files import map_errors
+from mq2mqtt.spool.info import INFO_NAME, read_info
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.spool.reader import LaneReader
-from mq2mqtt.telemetry import RuleState, RuleTelemetry
+from mq2mqtt.spool.recovery import PARKED_NAME, list_segments
+from mq2mqtt.telemetry import RuleTelemetry
 from mq2mqtt.uplink import Uplink
 
-__all__ = ["Outlet"]
+__all__ = ["Outlet", "is_lane"]
 
 
 class Outlet:
-    """Owns the directory `spool/<rule id>/`.
+    """Owns the directory `spool/<rule id>/`. `intake` gets the lane to append to.
 
     Raises:
         LaneError: the lane cannot be used, or another process uses it; the text names the file.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
-        self, path: Path, *, target: str, node: str, spool: SpoolSettings, link: RocketLink, telemetry: RuleTelemetry
+        self,
+        path: Path,
+        *,
+        target: str,
+        node: str,
+        spool: SpoolSettings,
+        link: RocketLink,
+        telemetry: RuleTelemetry,
+        intake: LaneIntake,
     ) -> None:
         self._telemetry = telemetry
         self._lane = Lane.open(path, max_bytes=spool.max_bytes, target=target, durability=spool.durability)
@@ -34,8 +47,8 @@ class Outlet:
         except BaseException:
             self._lane.close()
             raise
-        telemetry.outcomes["accepted"] = self._lane.messages
-        self.intake = LaneIntake(lane=self._lane, telemetry=telemetry)
+        telemetry.outcomes["accepted"] += self._lane.messages
+        self._note_fails = False
         self.uplink = Uplink(
             target=target,
             node=node,
@@ -46,10 +59,28 @@ class Outlet:
             telemetry=telemetry,
         )
 
+        intake.attach(self._lane)
+
     @property
-    def is_done(self) -> bool:
-        """Whether this is the lane of a rule that is gone, and nothing waits in it."""
-        return self._telemetry.state is RuleState.DRAINING and not self._lane.messages
+    def is_empty(self) -> bool:
+        """Whether RocketMQ has all that the lane took."""
+        return not self._lane.messages
+
+    def retarget(self, target: str) -> None:
+        """Send to another RocketMQ topic from now on, also what waits."""
+        self.uplink.retarget(target)
+        self.note_target()
+
+    def note_target(self) -> None:
+        """Note in `lane.json` where the lane drains to when its rule is gone; call again what the disk refused."""
+        try:
+            self._lane.retarget(self.uplink.target)
+        except LaneError as error:
+            if not self._note_fails:
+                logger.warning("rule {}: target not noted yet: {}", self.uplink.rule_id, error)
+            self._note_fails = True
+        else:
+            self._note_fails = False
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
@@ -66,7 +97,34 @@ class Outlet:
         self._lane.close()
 
     def remove(self) -> None:
-        """Close, and delete the lane of a rule that is gone; what it has parked stays for an operator."""
+        """Close, and delete the lane of a rule that is gone; what it has parked stays for an operator.
+
+        Raises:
+            LaneError: the directory cannot be changed.
+        """
         self.close()
-        if not self._parked.count:
-            shutil.rmtree(self._lane.path)
+        _delete_lane(self._lane.path)
+
+
+def is_lane(path: Path) -> bool:
+    """Whether `path`, a directory of the spool or nothing, holds a lane and not only parked messages.
+
+    Raises:
+        LaneError: it cannot be read.
+    """
+    return path.is_dir() and (read_info(path) is not None or bool(list_segments(path)))
+
+
+def _delete_lane(path: Path) -> None:
+    """Delete a drained lane. Segments go first: without a cursor beside them they would be sent once more."""
+    with map_errors(path, "delete"):
+        for segment in list_segments(path):
+            segment.unlink()
+        others = [entry for entry in path.iterdir() if entry.name not in (INFO_NAME, PARKED_NAME)]
+        for entry in (*others, path / INFO_NAME):
+            entry.unlink(missing_ok=True)
+        parked = path / PARKED_NAME
+        if parked.is_dir() and not any(parked.iterdir()):
+            parked.rmdir()
+        if not parked.exists():
+            path.rmdir()

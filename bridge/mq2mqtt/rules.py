@@ -30,6 +30,8 @@ _ROCKETMQ_NAME = re.compile(r"[%|A-Za-z0-9_-]+")
 _TOPIC_CHARS: Final = 127
 _GROUP_CHARS: Final = 255
 _PARENT_CHARS: Final = 255
+# Rules that a diff names of each kind, for a readable line.
+_NAMED: Final = 20
 # Spec 1.1.
 GROUP_ID_PATTERN: Final = re.compile(r"GID[_-][A-Za-z0-9_-]{3,60}")
 
@@ -250,6 +252,16 @@ class RuleDiff:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
+
+    def __str__(self) -> str:
+        """Say it in one line: `added a, b; changed c`."""
+        kinds = {"added": self.added, "removed": self.removed, "changed": [now for _, now in self.changed]}
+        return "; ".join(f"{kind} {_named(rules)}" for kind, rules in kinds.items() if rules) or "no rule changed"
+
+
+def _named(rules: Sequence[Rule]) -> str:
+    more = f" and {len(rules) - _NAMED} more" if len(rules) > _NAMED else ""
+    return ", ".join(rule.id for rule in rules[:_NAMED]) + more
 
 
 class RuleSet:

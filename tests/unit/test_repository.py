@@ -20,9 +20,10 @@ LAYERS = [
     {"link", "host", "store"},
     {"metrics", "telemetry"},
     {"uplink", "downlink", "presence", "offline", "intake", "outlet"},
+    {"workers", "running"},
     {"admin", "instance"},
     {"bridge"},
-    {"checks", "explain", "show"},
+    {"reload", "checks", "explain", "show"},
     {"quickstart"},
     {"cli", "__main__"},
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
+from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import Queue
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import MqttMessage, RocketMessage
@@ -58,14 +59,21 @@ class Lane:
         self.link = link
         self.telemetry = RuleTelemetry("rule-1", direction=Direction.UPLINK)
         self.path = directory / "rule-1"
+        self.intake = LaneIntake(telemetry=self.telemetry)
         self.outlet = Outlet(
-            self.path, target=TOPIC, node="n1", spool=SpoolSettings(path=directory), link=link, telemetry=self.telemetry
+            self.path,
+            target=TOPIC,
+            node="n1",
+            spool=SpoolSettings(path=directory),
+            link=link,
+            telemetry=self.telemetry,
+            intake=self.intake,
         )
 
     def publish(self, *bodies: bytes, client_id: str = "c1", topic: str = "sensors/x") -> None:
         for body in bodies:
             frame = encode_publish(MqttMessage(topic, body, 1, client_id=client_id), accepted_us=1)
-            assert self.outlet.intake.accept(frame, qos=1) is None
+            assert self.intake.accept(frame, qos=1) is None
 
     def stored(self) -> list[bytes]:
         return [message.body for queue in self.link.cluster.queues(TOPIC) for message in queue]

@@ -1,0 +1,194 @@
+"""The rules at work: brings what runs into line with a rule set, at the start and at every reload."""
+
+import asyncio
+from collections.abc import Iterable
+
+from loguru import logger
+
+from mq2mqtt.errors import LaneError
+from mq2mqtt.intake import BridgeIntake, LaneIntake
+from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
+from mq2mqtt.spool.info import read_info
+from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry
+from mq2mqtt.workers import InboundWorker, OutboundWorker, StatusWorker, Worker, Workplace
+
+__all__ = ["RunningRules"]
+
+
+class RunningRules:
+    """One worker for each rule id: of a configured rule, or of one that is gone and brings its work to an end.
+
+    The constructor adopts every lane on disk, `apply` says which rules there are, `open` that their files are in
+    order, `start` sets them to work. `intake` is where publishes go.
+
+    Raises:
+        LaneError: the spool cannot be read.
+    """
+
+    def __init__(self, place: Workplace, telemetry: Telemetry) -> None:
+        self._place = place
+        self._telemetry = telemetry
+        self._rules = RuleSet()
+        self._workers: dict[str, Worker] = {}
+        # An id that came back with another type: its worker begins when its predecessor is done.
+        self._successors: dict[str, Worker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self.intake = BridgeIntake(
+            rules=self._rules, lanes={}, limits=place.settings.limits, host=place.host, telemetry=telemetry
+        )
+        for path in sorted(place.settings.spool.path.iterdir()):
+            if path.is_dir() and (info := read_info(path)) is not None:
+                self._employ(OutboundWorker(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
+
+    # -- which rules there are --
+
+    def apply(self, rules: RuleSet) -> RuleDiff:
+        """Go by `rules` from now on; return what that changed. A rule that stays the same notices nothing.
+
+        Once started, a rule whose files cannot be opened is down with the reason, and tried again every second.
+        """
+        diff = self._rules.diff(rules)
+        self._rules = rules
+        self._successors = {}
+        for rule_id, worker in self._workers.items():
+            rule = rules.get(rule_id)
+            if rule is not None and not worker.fits(rule):
+                self._successors[rule_id] = self._new_worker(rule)
+                rule = None
+            worker.follow(rule)
+        for rule in rules:
+            if rule.id not in self._workers:
+                self._employ(self._new_worker(rule))
+        self._telemetry.arrange(rule.id for rule in rules)
+        self.intake.apply(rules, self._lanes())
+        if self._group is not None:
+            self._open_what_can_be()
+            self._let_go()
+        return diff
+
+    def _new_worker(self, rule: Rule) -> Worker:
+        direction = Direction.DOWNLINK if isinstance(rule, InboundRule) else Direction.UPLINK
+        telemetry = _telemetry(rule.id, direction)
+        worker: Worker
+        if isinstance(rule, OutboundRule):
+            worker = OutboundWorker(self._place, telemetry, target=rule.target)
+        elif isinstance(rule, InboundRule):
+            worker = InboundWorker(self._place, telemetry)
+        else:
+            worker = StatusWorker(telemetry)
+        worker.follow(rule)
+        return worker
+
+    def _lanes(self) -> dict[str, LaneIntake]:
+        """Return where the publishes of each enabled outbound rule go; those of a successor wait for its lane."""
+        lanes = {}
+        for rule in self._rules:
+            worker = self._successors.get(rule.id) or self._workers[rule.id]
+            if rule.enabled and isinstance(worker, OutboundWorker):
+                lanes[rule.id] = worker.intake
+        return lanes
+
+    def _employ(self, worker: Worker) -> None:
+        self._workers[worker.telemetry.rule_id] = worker
+        self._telemetry.add(worker.telemetry)
+        if self._group is not None:
+            self._set_to_work(self._group, worker)
+
+    def _let_go(self) -> None:
+        """Forget the workers that are done, and let their successors begin."""
+        for rule_id, worker in [(rule_id, worker) for rule_id, worker in self._workers.items() if worker.is_done]:
+            # Nothing of it is in flight: at most it asks RocketMQ whether it is there.
+            self._tasks.pop(rule_id).cancel()
+            worker.remove()
+            del self._workers[rule_id]
+            self._telemetry.remove(rule_id)
+            if (successor := self._successors.pop(rule_id, None)) is not None:
+                self._employ(successor)
+                self._telemetry.arrange(rule.id for rule in self._rules)
+
+    # -- their files --
+
+    def open(self) -> None:
+        """Open all that the rules need on disk.
+
+        Raises:
+            LaneError: a lane cannot be used, or another process uses it; nothing is open then.
+        """
+        try:
+            for worker in self._workers.values():
+                worker.open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_what_can_be(self) -> None:
+        for worker in self._workers.values():
+            try:
+                worker.open()
+            except LaneError:
+                continue  # the worker's telemetry has the reason
+
+    def close(self) -> None:
+        """Let all files and locks go. Idempotent."""
+        for worker in self._workers.values():
+            worker.close()
+
+    # -- their work --
+
+    def start(self, group: asyncio.TaskGroup) -> None:
+        """Set all workers to work in `group`, those to come too. Each guards itself: one's bug stops no other."""
+        self._group = group
+        for rule_id, worker in self._workers.items():
+            if worker.telemetry.state is RuleState.DRAINING:
+                logger.info("lane {} has no rule any more: what waits in it is sent, then it is removed", rule_id)
+            self._set_to_work(group, worker)
+
+    def _set_to_work(self, group: asyncio.TaskGroup, worker: Worker) -> None:
+        rule_id = worker.telemetry.rule_id
+        name = f"mq2mqtt.{worker.telemetry.direction}[{rule_id}]"
+        self._tasks[rule_id] = group.create_task(worker.run(), name=name)
+
+    async def watch(self) -> None:
+        """Look after what has no event; call it about once a second."""
+        self._open_what_can_be()
+        for worker in self._workers.values():
+            worker.watch()
+        self._let_go()
+
+    async def check_groups(self) -> None:
+        """Look for other bridges in the rules' own consumer groups."""
+        for worker in list(self._workers.values()):
+            if isinstance(worker, InboundWorker):
+                await worker.check_group()
+
+    def refresh_gauges(self) -> None:
+        """Bring the gauges up to date; called before each scrape."""
+        for worker in self._workers.values():
+            worker.refresh_gauges()
+
+    # -- its end --
+
+    async def stop_receiving(self, *, seconds: float) -> None:
+        """Let the inbound rules settle what devices were handed; abandon, uncommitted, what is late. Idempotent."""
+        await self._finish([worker for worker in self._workers.values() if isinstance(worker, InboundWorker)], seconds)
+
+    async def stop_sending(self, *, seconds: float) -> None:
+        """Let what is being sent get its answer; abandon what is late: its lane keeps it."""
+        await self._finish(self._workers.values(), seconds)
+
+    async def _finish(self, workers: Iterable[Worker], seconds: float) -> None:
+        tasks = []
+        for worker in workers:
+            worker.finish()
+            if (task := self._tasks.get(worker.telemetry.rule_id)) is not None:
+                tasks.append(task)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+def _telemetry(rule_id: str, direction: Direction) -> RuleTelemetry:
+    return RuleTelemetry(rule_id, direction=direction, state=RuleState.DRAINING)
