@@ -16,6 +16,7 @@ __all__ = [
     "OUTBOUND_TAG",
     "Inbound",
     "Limits",
+    "OutboundMapper",
     "Published",
     "is_own",
     "to_mqtt",
@@ -69,6 +70,9 @@ _MAX_TEXT_BYTES: Final = 65_535
 # Topic and client id together below this many ASCII characters cannot reach `MAX_PROPERTIES_BYTES`, nor be illegal
 # UTF-8: the exact count, which costs more than the mapping itself, is skipped.
 _SURELY_FITTING_CHARS: Final = 30_000
+
+# What a message has with a second topic, a client id, a payload, and nothing of MQTT 5.
+_ORDINARY_PROPERTIES: Final = 7
 
 
 class Published(Protocol):
@@ -144,6 +148,11 @@ def to_rocketmq(published: Published, *, node: str, rule_id: str, offset: int, t
     Raises:
         UnmappableMessageError: RocketMQ cannot carry it.
     """
+    body, properties = _body_and_properties(published, f"{node}:{rule_id}:{offset}", node)
+    return RocketMessage(topic, body, properties)
+
+
+def _body_and_properties(published: Published, key: str, node: str) -> tuple[bytes, dict[str, str]]:
     payload = published.payload
     if len(payload) > MAX_BODY_BYTES:
         raise UnmappableMessageError(f"payload of {len(payload)} bytes, RocketMQ takes {MAX_BODY_BYTES}")
@@ -151,7 +160,7 @@ def to_rocketmq(published: Published, *, node: str, rule_id: str, offset: int, t
     client_id = published.client_id
     properties = {
         _TAGS: OUTBOUND_TAG,
-        _KEYS: f"{node}:{rule_id}:{offset}",
+        _KEYS: key,
         _QOS: _QOS_TEXTS[published.qos],
         _CLEAN_SESSION: "true" if published.clean_session else "false",
         _NODE: node,
@@ -177,7 +186,49 @@ def to_rocketmq(published: Published, *, node: str, rule_id: str, offset: int, t
         or "\x02" in client_id
     ):
         _check(properties)
-    return RocketMessage(topic, payload, properties)
+    return payload, properties
+
+
+class OutboundMapper:
+    """`to_rocketmq` for the many messages of one rule: the same properties, in wire form, in a third of the time."""
+
+    __slots__ = ("_key", "_middles", "_node", "_start")
+
+    def __init__(self, *, node: str, rule_id: str) -> None:
+        self._node = node
+        self._key = f"{node}:{rule_id}:"
+        self._start = f"{_TAGS}\x01{OUTBOUND_TAG}\x02{_KEYS}\x01{self._key}"
+        self._middles = {
+            (qos, clean): (
+                f"\x02{_QOS}\x01{qos}\x02{_CLEAN_SESSION}\x01{text}\x02{_NODE}\x01{node}\x02{_SECOND_TOPIC}\x01"
+            )
+            for qos in _QOS_VALUES.values()
+            for text, clean in _BOOLEANS.items()
+        }
+
+    def map(self, published: Published, offset: int) -> tuple[bytes, str]:
+        """Return the body, and the properties as RocketMQ has them on the wire: `name 0x01 value 0x02` in turn.
+
+        Raises:
+            UnmappableMessageError: RocketMQ cannot carry it.
+        """
+        payload = published.payload
+        topic = published.topic
+        client_id = published.client_id
+        slash = topic.find("/")
+        if slash >= 0 and client_id and 0 < len(payload) <= MAX_BODY_BYTES and published.mqtt_properties is None:
+            text = (
+                f"{self._start}{offset}{self._middles[published.qos, published.clean_session]}"
+                f"{topic[slash:]}\x02{_CLIENT_ID}\x01{client_id}\x02"
+            )
+            if (
+                len(text) < _SURELY_FITTING_CHARS
+                and text.isascii()
+                and text.count("\x01") == _ORDINARY_PROPERTIES == text.count("\x02")
+            ):
+                return payload, text
+        body, properties = _body_and_properties(published, f"{self._key}{offset}", self._node)
+        return body, "".join([f"{name}\x01{value}\x02" for name, value in properties.items()])
 
 
 def _add_mqtt5(properties: dict[str, str], mqtt_topic: str, mqtt: MqttProperties) -> None:

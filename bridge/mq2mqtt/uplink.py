@@ -8,16 +8,16 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from itertools import islice
 from zlib import crc32
 
 from loguru import logger
 
 from mq2mqtt.errors import BridgeError, LaneError, LinkError, MessageRejectedError, UnmappableMessageError
 from mq2mqtt.link import Queue, RocketLink
-from mq2mqtt.mapping import to_rocketmq
-from mq2mqtt.message import RocketMessage
+from mq2mqtt.mapping import OutboundMapper
+from mq2mqtt.message import RocketBatch
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.spool.reader import MAX_AHEAD, Entry, LaneReader
@@ -35,14 +35,6 @@ _OVERHEAD_BYTES = 400
 PROBE_SECONDS = 2.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 2.0
-
-
-class _Item(NamedTuple):
-    """A frame on its way: `message`, or why it can't be one."""
-
-    entry: Entry
-    message: RocketMessage | None
-    refusal: str = ""
 
 
 class _Backoff:
@@ -78,15 +70,15 @@ class Uplink:
     ) -> None:
         self.rule_id = telemetry.rule_id
         self.target = target
-        self._node = node
+        self._mapper = OutboundMapper(node=node, rule_id=telemetry.rule_id)
         self._lane = lane
         self._reader = reader
         self._parked = parked
         self._link = link
         self._telemetry = telemetry
         self._queues: tuple[Queue, ...] = ()
-        self._queue_of: dict[str, Queue] = {}
-        self._ready: dict[Queue, deque[_Item]] = {}
+        self._ready: dict[Queue, deque[Entry]] = {}
+        self._ready_of: dict[str, deque[Entry]] = {}  # by client id
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
         self._backoff: dict[Queue | None, _Backoff] = {}
@@ -141,7 +133,8 @@ class Uplink:
             self._reroute(queues)
         self._recovered(None, proven=False)
         more = self._fill()
-        self._dispatch()
+        # With a backlog, batches are filled before they are sent: a batch costs as much as 30 messages.
+        self._dispatch(at_least=min(BATCH_MESSAGES, MAX_AHEAD // (2 * len(queues))) if more else 1)
         self._probe_when_idle()
         return more
 
@@ -157,69 +150,64 @@ class Uplink:
             timer.cancel()
 
     def _fill(self) -> bool:
-        """Read and map the next messages; return whether more may be waiting."""
+        """Read the next messages; return whether more may be waiting."""
         entries = self._reader.read(max_messages=STEP_MESSAGES, max_bytes=AHEAD_BYTES - self._ready_bytes)
-        for entry in entries:
-            self._put(self._map(entry))
+        self._put(entries)
         return len(entries) == STEP_MESSAGES
 
-    def _map(self, entry: Entry) -> _Item:
-        try:
-            message = to_rocketmq(
-                entry.frame, node=self._node, rule_id=self.rule_id, offset=entry.offset, topic=self.target
-            )
-        except UnmappableMessageError as error:
-            return _Item(entry, None, error.reason)
-        return _Item(entry, message)
-
-    def _put(self, item: _Item) -> None:
-        client_id = item.entry.frame.client_id
-        queue = self._queue_of.get(client_id)
-        if queue is None:
-            if len(self._queue_of) >= MAX_AHEAD:
-                self._queue_of.clear()
-            queue = self._queues[crc32(client_id.encode("utf-8", "surrogateescape")) % len(self._queues)]
-            self._queue_of[client_id] = queue
-        self._ready[queue].append(item)
-        self._ready_bytes += len(item.entry.frame.payload) + _OVERHEAD_BYTES
+    def _put(self, entries: Iterable[Entry]) -> None:
+        """Have `entries` wait for their clients' queues."""
+        ready_of = self._ready_of
+        for entry in entries:
+            client_id = entry.frame.client_id
+            ready = ready_of.get(client_id)
+            if ready is None:
+                if len(ready_of) >= MAX_AHEAD:
+                    ready_of.clear()
+                number = crc32(client_id.encode("utf-8", "surrogateescape")) % len(self._queues)
+                ready = ready_of[client_id] = self._ready[self._queues[number]]
+            ready.append(entry)
+            self._ready_bytes += len(entry.frame.payload) + _OVERHEAD_BYTES
 
     def _reroute(self, queues: tuple[Queue, ...]) -> None:
         """Spread what waits over the new queues, maybe of another topic; nothing is in flight."""
-        waiting = sorted((item for items in self._ready.values() for item in items), key=lambda item: item.entry.offset)
+        waiting = sorted(entry for ready in self._ready.values() for entry in ready)
         self._queues = queues
-        self._queue_of.clear()
+        self._ready_of.clear()
         self._ready = {queue: deque() for queue in queues}  # bounded by the reader: MAX_AHEAD
         self._ready_bytes = 0
         self._backoff = {}
-        for item in waiting:
-            self._put(self._map(item.entry))
+        self._put(waiting)
 
-    def _dispatch(self) -> None:
-        """Start a batch on every queue that has messages, is idle and not in backoff."""
-        for queue, items in self._ready.items():
-            if items and queue not in self._busy and not self._waits(queue):
-                batch = self._take(items)
+    def _dispatch(self, *, at_least: int) -> None:
+        """Start a batch on every queue that has `at_least` so many messages, is idle and not in backoff."""
+        for queue, ready in self._ready.items():
+            if len(ready) >= at_least and queue not in self._busy and not self._waits(queue):
+                batch = self._take(ready)
                 self._telemetry.in_flight += len(batch)
                 task = asyncio.create_task(self._send(queue, batch), name=f"mq2mqtt.uplink[{self.rule_id}].send")
                 self._busy[queue] = task
 
-    def _take(self, items: deque[_Item]) -> list[_Item]:
-        batch: list[_Item] = []
-        size = 0
-        while items and len(batch) < BATCH_MESSAGES:
-            needs = len(items[0].entry.frame.payload) + _OVERHEAD_BYTES
-            if batch and (size + needs > BATCH_BYTES or items[0].message is None or batch[-1].message is None):
-                break
-            size += needs
-            batch.append(items.popleft())
+    def _take(self, ready: deque[Entry]) -> list[Entry]:
+        batch = list(islice(ready, BATCH_MESSAGES))
+        size = _weight(batch)
+        while size > BATCH_BYTES and len(batch) > 1:
+            size -= _weight([batch.pop()])
+        for _ in batch:
+            ready.popleft()
         self._ready_bytes -= size
         return batch
 
-    async def _send(self, queue: Queue, batch: list[_Item]) -> None:
+    async def _send(self, queue: Queue, batch: list[Entry]) -> None:
         """Send `batch` to `queue`; what is neither stored nor parked goes back to the head of the queue."""
         taken = len(batch)
+        refused: list[tuple[Entry, str]] = []
         try:
-            await self._store(queue, batch)
+            messages = self._map(queue.topic, batch, refused)
+            await self._store(queue, batch, messages)
+            while refused:
+                self._park(*refused[-1])
+                refused.pop()
             self._recovered(queue, proven=True)
         except BridgeError as error:
             self._failed(queue, error)
@@ -228,39 +216,54 @@ class Uplink:
             self._failed(queue, LinkError("internal error, see the log"))
         finally:
             self._telemetry.in_flight -= taken
-            self._ready[queue].extendleft(reversed(batch))
-            self._ready_bytes += sum(len(item.entry.frame.payload) + _OVERHEAD_BYTES for item in batch)
+            left = sorted([*batch, *(entry for entry, _ in refused)])
+            self._ready[queue].extendleft(reversed(left))
+            self._ready_bytes += _weight(left)
             self._busy.pop(queue, None)
             self._wake.set()
 
-    async def _store(self, queue: Queue, items: list[_Item]) -> None:
-        """Store `items`, taking out of the list what is done; a batch that is refused is halved to find the culprit."""
-        size = len(items)
-        while items:
-            part = items[:size]
+    def _map(self, topic: str, batch: list[Entry], refused: list[tuple[Entry, str]]) -> RocketBatch:
+        """Map `batch`; move out of it into `refused`, with the reason, what RocketMQ cannot carry."""
+        bodies: list[bytes] = []
+        property_texts: list[str] = []
+        to_wire = self._mapper.map
+        for entry in batch:
+            offset, frame = entry
             try:
-                await self._store_part(queue, part)
+                body, property_text = to_wire(frame, offset)
+            except UnmappableMessageError as error:
+                refused.append((entry, error.reason))
+                continue
+            bodies.append(body)
+            property_texts.append(property_text)
+        for entry, _ in refused:
+            batch.remove(entry)
+        return RocketBatch(topic, bodies, property_texts)
+
+    async def _store(self, queue: Queue, batch: list[Entry], messages: RocketBatch) -> None:
+        """Store `messages`, taking out of `batch` what is done; what is refused is halved to find the culprit."""
+        size = len(batch)
+        while batch:
+            part = messages[:size]
+            done = batch[: len(part)]
+            try:
+                await self._link.send(queue, part)
             except MessageRejectedError as error:
                 if len(part) > 1:
                     size = len(part) // 2
                     continue
-                self._park(part[0], str(error))
-                size = len(items)
-            del items[: len(part)]
+                self._park(done[0], str(error))
+                size = len(batch)
+            else:
+                self._telemetry.sent([entry.frame.accepted_us for entry in done])
+                self._reader.settle([entry.offset for entry in done])
+            del batch[: len(part)]
+            messages = messages[len(part) :]
 
-    async def _store_part(self, queue: Queue, part: Sequence[_Item]) -> None:
-        messages = [item.message for item in part if item.message is not None]
-        if not messages:
-            self._park(part[0], part[0].refusal)
-            return
-        await self._link.send(queue, messages)
-        self._telemetry.sent([item.entry.frame.accepted_us for item in part])
-        self._reader.settle([item.entry.offset for item in part])
-
-    def _park(self, item: _Item, reason: str) -> None:
-        evicted = self._parked.append(item.entry.frame, key=str(item.entry.offset), reason=reason)
-        self._telemetry.parked(f"offset {item.entry.offset}", reason, evicted=evicted)
-        self._reader.settle([item.entry.offset])
+    def _park(self, entry: Entry, reason: str) -> None:
+        evicted = self._parked.append(entry.frame, key=str(entry.offset), reason=reason)
+        self._telemetry.parked(f"offset {entry.offset}", reason, evicted=evicted)
+        self._reader.settle([entry.offset])
 
     def _waits(self, queue: Queue | None) -> bool:
         backoff = self._backoff.get(queue)
@@ -294,3 +297,8 @@ class Uplink:
         finally:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             self._probe = None
+
+
+def _weight(entries: list[Entry]) -> int:
+    """Return about how many bytes `entries` take on their way."""
+    return sum([len(entry.frame.payload) for entry in entries]) + _OVERHEAD_BYTES * len(entries)

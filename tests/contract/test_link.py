@@ -18,7 +18,7 @@ from mq2mqtt.errors import (
 from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.link.native import NativeLink
-from mq2mqtt.message import ReceivedMessage, RocketMessage
+from mq2mqtt.message import ReceivedMessage, RocketBatch, RocketMessage
 from tests import waiting
 
 _DEADLINE = 30.0
@@ -123,7 +123,7 @@ async def receive_nothing(subscription: Subscription, seconds: float = 0.5) -> N
             await anext(aiter(subscription))
 
 
-def bodies(messages: Sequence[ReceivedMessage]) -> list[bytes]:
+def bodies(messages: Sequence[ReceivedMessage | RocketMessage]) -> list[bytes]:
     return [message.body for message in messages]
 
 
@@ -141,12 +141,18 @@ async def test_a_queue_keeps_the_order_of_sends_and_batches(link: RocketLink, si
     assert [message.offset for message in messages] == list(range(40))
 
 
-async def test_bodies_and_properties_arrive_as_they_were_sent(link: RocketLink, single: Queue) -> None:
-    sent = [
+@pytest.mark.parametrize("encoded", [False, True])
+async def test_bodies_and_properties_arrive_as_they_were_sent(
+    link: RocketLink, single: Queue, *, encoded: bool
+) -> None:
+    sent: Sequence[RocketMessage] = [
         RocketMessage(single.topic, bytes(range(256)), {"TAGS": "a", "KEYS": "k1 k2", "näme": "wért \U0001f600"}),
         RocketMessage(single.topic, b"\0", {"quote": '"\\\n', "space": " "}),
         RocketMessage(single.topic, b"x" * 100_000, {"long": "v" * 30_000}),
     ]
+    if encoded:
+        texts = ["".join(f"{name}\x01{value}\x02" for name, value in message.properties.items()) for message in sent]
+        sent = RocketBatch(single.topic, bodies(sent), texts)
     await link.send(single, sent[:1])
     await link.send(single, sent[1:])
 

@@ -1,6 +1,7 @@
 """The property contract: every row of the documented tables, and exact round trips."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -8,8 +9,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mq2mqtt.errors import UnmappableMessageError
-from mq2mqtt.mapping import MAX_BODY_BYTES, MAX_PROPERTIES_BYTES, Inbound, is_own, to_mqtt, to_rocketmq
-from mq2mqtt.message import MqttMessage, MqttProperties, RocketMessage
+from mq2mqtt.mapping import (
+    MAX_BODY_BYTES,
+    MAX_PROPERTIES_BYTES,
+    Inbound,
+    OutboundMapper,
+    is_own,
+    to_mqtt,
+    to_rocketmq,
+)
+from mq2mqtt.message import MqttMessage, MqttProperties, RocketBatch, RocketMessage
+from mq2mqtt.rocketmq.properties import encode_properties
 from mq2mqtt.settings import Limits
 from mq2mqtt.spool.frame import decode_frames, encode_publish
 
@@ -32,9 +42,19 @@ class Received:
 
 
 def publish(message: MqttMessage, *, offset: int = 7) -> RocketMessage:
-    """Go the way of an uplink message: through a lane's frame."""
-    frames, _ = decode_frames(encode_publish(message, accepted_us=1), 0, max_frames=1)
-    return to_rocketmq(frames[0], node="n1", rule_id="telemetry-out", offset=offset, topic="mq_sensors")
+    """Go the way of an uplink message: through a lane's frame, and the mapper of many says the same as that of one."""
+    [frame], _ = decode_frames(encode_publish(message, accepted_us=1), 0, max_frames=1)
+    mapper = OutboundMapper(node="n1", rule_id="telemetry-out")
+    try:
+        mapped = to_rocketmq(frame, node="n1", rule_id="telemetry-out", offset=offset, topic="mq_sensors")
+    except UnmappableMessageError as error:
+        with pytest.raises(UnmappableMessageError, match=re.escape(error.reason)):
+            mapper.map(frame, offset)
+        raise
+    body, property_text = mapper.map(frame, offset)
+    assert property_text == encode_properties(mapped.properties)
+    assert list(RocketBatch("mq_sensors", [body], [property_text])) == [mapped]
+    return mapped
 
 
 def receive(body: bytes = b"on", /, *, limits: Limits = NO_LIMITS, **properties: str) -> Inbound:

@@ -17,7 +17,7 @@ from mq2mqtt.rocketmq.errors import (
     SystemBusy,
     TopicNotFound,
 )
-from mq2mqtt.rocketmq.message import ReceivedMessage, Sendable
+from mq2mqtt.rocketmq.message import EncodedMessages, ReceivedMessage, Sendable
 from mq2mqtt.rocketmq.producer import Producer
 from mq2mqtt.rocketmq.remoting import Response
 from mq2mqtt.rocketmq.route import ReadQueue, TopicRoute, WriteQueue
@@ -28,6 +28,7 @@ __all__ = [
     "AnswerError",
     "Client",
     "DecodeError",
+    "EncodedMessages",
     "FrameError",
     "GroupNotFound",
     "MessageIllegal",

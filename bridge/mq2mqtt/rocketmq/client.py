@@ -14,7 +14,7 @@ from mq2mqtt.rocketmq.codes import RequestCode, ResponseCode
 from mq2mqtt.rocketmq.connection import Connection
 from mq2mqtt.rocketmq.errors import NoPermission, NotConnected, RequestTimeout, RocketMQError, TopicNotFound, for_code
 from mq2mqtt.rocketmq.groups import Groups
-from mq2mqtt.rocketmq.message import Sendable
+from mq2mqtt.rocketmq.message import EncodedMessages, Sendable
 from mq2mqtt.rocketmq.names import NameServers, parse_addresses
 from mq2mqtt.rocketmq.remoting import Command, Response
 from mq2mqtt.rocketmq.route import TopicRoute, WriteQueue
@@ -179,7 +179,7 @@ class Client:
         topic: str,
         broker: str,
         queue_id: int,
-        messages: Sequence[Sendable],
+        messages: Sequence[Sendable] | EncodedMessages,
         *,
         timeout: float | None = None,  # noqa: ASYNC109
         group: str | None = None,

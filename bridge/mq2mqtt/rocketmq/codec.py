@@ -10,7 +10,7 @@ import zstandard
 
 from mq2mqtt.rocketmq.codes import ResponseCode
 from mq2mqtt.rocketmq.errors import DecodeError, MessageIllegal
-from mq2mqtt.rocketmq.message import UNIQ_KEY, ReceivedMessage, Sendable
+from mq2mqtt.rocketmq.message import UNIQ_KEY, EncodedMessages, ReceivedMessage, Sendable
 from mq2mqtt.rocketmq.properties import MAX_PROPERTIES, decode_properties, encode_properties
 
 __all__ = ["MAX_BODY", "MAX_INFLATED", "BodyEncoder", "decode_messages", "encoded_size"]
@@ -84,35 +84,45 @@ class BodyEncoder:
         _check_properties(length)
         return text, unique
 
-    def batch(self, messages: Sequence[Sendable]) -> tuple[bytes, tuple[str, ...]]:
+    def batch(self, messages: Sequence[Sendable] | EncodedMessages) -> tuple[bytes, tuple[str, ...]]:
         """Return the body of a batch, and the messages' ids.
 
         Raises:
             MessageIllegal: a message cannot be encoded, or the whole is over `MAX_BODY`.
         """
-        parts: list[bytes] = []
-        ids: list[str] = []
-        pack_entry = _BATCH_ENTRY.pack
-        pack_length = _LENGTH_16.pack
-        for message, fresh in zip(messages, self._take_ids(len(messages)), strict=True):
-            body = message.body
-            properties = message.properties
+        ids = self._take_ids(len(messages))
+        if isinstance(messages, EncodedMessages):
+            pairs = zip(messages.property_texts, ids, strict=True)
+            texts = [f"{text}{_UNIQ_PREFIX}{unique}\x02" for text, unique in pairs]
+            return _batch_body(messages.bodies, texts), tuple(ids)
+        texts = []
+        for number, message in enumerate(messages):
+            text = encode_properties(message.properties)
+            unique = message.properties.get(UNIQ_KEY)
+            if unique:
+                ids[number] = unique
+            else:
+                text = f"{text}{_UNIQ_PREFIX}{ids[number]}\x02"
+            texts.append(text)
+        return _batch_body([message.body for message in messages], texts), tuple(ids)
+
+
+def _batch_body(bodies: Sequence[bytes], texts: Sequence[str]) -> bytes:
+    parts: list[bytes] = []
+    pack_entry = _BATCH_ENTRY.pack
+    pack_length = _LENGTH_16.pack
+    for body, text in zip(bodies, texts, strict=True):
+        size = len(body)
+        encoded = text.encode() if text.isascii() else _utf8(text)
+        length = len(encoded)
+        if not 0 < size <= MAX_BODY or length > MAX_PROPERTIES:
             _check_body(body)
-            text = encode_properties(properties)
-            unique = properties.get(UNIQ_KEY)
-            if not unique:
-                unique = fresh
-                text = f"{text}{_UNIQ_PREFIX}{unique}\x02"
-            encoded = _utf8(text)
-            length = len(encoded)
             _check_properties(length)
-            size = len(body)
-            parts += (pack_entry(_BATCH_OVERHEAD + size + length, 0, 0, 0, size), body, pack_length(length), encoded)
-            ids.append(unique)
-        whole = b"".join(parts)
-        if len(whole) > MAX_BODY:
-            raise _illegal(f"a batch of {len(whole)} bytes; at most {MAX_BODY} can be sent")
-        return whole, tuple(ids)
+        parts += (pack_entry(_BATCH_OVERHEAD + size + length, 0, 0, 0, size), body, pack_length(length), encoded)
+    whole = b"".join(parts)
+    if len(whole) > MAX_BODY:
+        raise _illegal(f"a batch of {len(whole)} bytes; at most {MAX_BODY} can be sent")
+    return whole
 
 
 def _check_body(body: bytes) -> None:

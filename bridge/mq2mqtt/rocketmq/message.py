@@ -1,9 +1,10 @@
 """Messages as this client sends and receives them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-__all__ = ["UNIQ_KEY", "ReceivedMessage", "Sendable"]
+__all__ = ["UNIQ_KEY", "EncodedMessages", "ReceivedMessage", "Sendable"]
 
 UNIQ_KEY: Final = "UNIQ_KEY"
 
@@ -18,6 +19,17 @@ class Sendable(Protocol):
     @property
     def properties(self) -> Mapping[str, str]:
         """Names are not empty; names and values hold neither 0x01 nor 0x02."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedMessages:
+    """Messages of one batch whose properties are encoded already, as `encode_properties` does, without `UNIQ_KEY`."""
+
+    bodies: Sequence[bytes]
+    property_texts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.bodies)
 
 
 class ReceivedMessage(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mq2mqtt.rocketmq.acl import Credentials
 from mq2mqtt.rocketmq.codec import BodyEncoder
 from mq2mqtt.rocketmq.codes import RequestCode
-from mq2mqtt.rocketmq.message import Sendable
+from mq2mqtt.rocketmq.message import EncodedMessages, Sendable
 from mq2mqtt.rocketmq.remoting import LANGUAGE, VERSION, encode_request, frame
 from mq2mqtt.rocketmq.unique import UniqueIds
 
@@ -61,17 +61,18 @@ class SendEncoder:
         self._bodies = BodyEncoder(UniqueIds().take)
         self._templates: dict[tuple[str, str, int, str, bool], str] = {}
 
-    def encode(self, topic: str, broker: str, queue_id: int, messages: Sequence[Sendable], *, group: str) -> Encoded:
+    def encode(
+        self, topic: str, broker: str, queue_id: int, messages: Sequence[Sendable] | EncodedMessages, *, group: str
+    ) -> Encoded:
         """Return the request that stores `messages` in one queue.
 
         Raises:
             MessageIllegal: one of them cannot be sent.
             ValueError: there are none.
         """
-        if not messages:
+        if not len(messages):
             raise ValueError("there is no message to send")
-        batch = len(messages) > 1
-        if batch:
+        if batch := isinstance(messages, EncodedMessages) or len(messages) > 1:
             body, ids = self._bodies.batch(messages)
             properties = ""
         else:

@@ -9,7 +9,8 @@ from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq import codec
 from mq2mqtt.rocketmq.codec import MAX_BODY, BodyEncoder, decode_messages, encoded_size
 from mq2mqtt.rocketmq.errors import DecodeError, MessageIllegal
-from mq2mqtt.rocketmq.message import ReceivedMessage
+from mq2mqtt.rocketmq.message import EncodedMessages, ReceivedMessage
+from mq2mqtt.rocketmq.properties import encode_properties
 from mq2mqtt.rocketmq.unique import UniqueIds
 from tests.unit.rocketmq.golden import golden_bytes
 
@@ -159,6 +160,15 @@ def test_a_batch_is_javas_but_for_wait() -> None:
     assert body == bytes.fromhex(golden_bytes("batch").hex())
     assert ids == (UNIQ, UNIQ)
     assert encoded_size(message) * 2 == len(body)
+
+
+def test_properties_that_are_encoded_already_make_the_same_batch() -> None:
+    properties = [{"TAGS": "A", "clientId": "é"}, {"KEYS": "k1"}]
+    bodies = [b"one", b"two"]
+    texts = [encode_properties(each) for each in properties]
+    ids = ["1".zfill(32), "2".zfill(32)]
+    plain = BodyEncoder(lambda _: list(ids)).batch(list(map(RocketMessage, "tt", bodies, properties)))
+    assert BodyEncoder(lambda _: list(ids)).batch(EncodedMessages(bodies, texts)) == plain
 
 
 @given(
