@@ -11,10 +11,10 @@ from amqtt.errors import BrokerError
 from amqtt.plugins.base import BasePlugin
 from loguru import logger
 
-from mq2mqtt import settings as configuration
 from mq2mqtt.bridge import Bridge
 from mq2mqtt.errors import BridgeError
 from mq2mqtt.log import calm_default_sink
+from mq2mqtt.reload import ConfigFile
 from mq2mqtt.settings import Settings
 from mq2mqtt_amqtt.host import AmqttHost
 from mq2mqtt_amqtt.patch import replace
@@ -37,13 +37,15 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         """Configuration of the plugin in amqtt's YAML."""
 
         config_file: str | Path
-        """The bridge's own configuration file."""
+        """The bridge's own configuration file; its rules are reloaded when it changes."""
 
     def __init__(self, context: BrokerContext) -> None:
         super().__init__(context)
         self._broker: Broker = context._broker_instance  # noqa: SLF001 - amqtt's context offers too little
         self.failure: Exception | None = None
         self._stopped = False
+        self._config_file: ConfigFile | None = None
+        self._reloading: asyncio.Task[None] | None = None
         try:
             settings = self._load()
             self.host = AmqttHost(self._broker)
@@ -58,7 +60,8 @@ class BridgePlugin(BasePlugin[BrokerContext]):
     def _load(self) -> Settings:
         calm_default_sink()
         config: Any = self.config
-        return configuration.load(Path(config.config_file))
+        self._config_file = ConfigFile(Path(config.config_file))
+        return self._config_file.load()
 
     def _build(self, settings: Settings, host: AmqttHost) -> Bridge:
         return Bridge(settings, host)
@@ -73,6 +76,9 @@ class BridgePlugin(BasePlugin[BrokerContext]):
             await self.bridge.start()
         except Exception as error:  # noqa: BLE001 - amqtt swallows whatever a hook raises: `_listen` reports it
             self.failure = error
+            return
+        if self._config_file is not None:
+            self._reloading = asyncio.create_task(self._config_file.watch(self.bridge), name="mq2mqtt.reload")
 
     async def _listen(self) -> None:
         """In place of amqtt's method: a broker whose bridge did not start takes no clients.
@@ -98,6 +104,8 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         if self._stopped:
             return
         self._stopped = True
+        if self._reloading is not None:
+            self._reloading.cancel()
         await self.bridge.stop_receiving()
         await self.host.close()
         await self.bridge.stop()

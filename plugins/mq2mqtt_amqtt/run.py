@@ -18,6 +18,7 @@ from dacite import DaciteError
 from loguru import logger
 
 from mq2mqtt.errors import BridgeError, ConfigError
+from mq2mqtt.reload import ConfigFile
 from mq2mqtt.settings import Settings
 from mq2mqtt_amqtt.plugin import BridgePlugin
 
@@ -167,7 +168,7 @@ def _no_traceback() -> Iterator[None]:
 
 
 async def serve(settings: Settings, config_file: Path, *, listen: str | None = None) -> int:
-    """Run a broker with the bridge until SIGTERM or SIGINT; return the process's exit code.
+    """Run a broker with the bridge until SIGTERM or SIGINT; return the process's exit code. SIGHUP reloads the rules.
 
     Raises:
         BridgeError: see `run_broker`.
@@ -176,12 +177,13 @@ async def serve(settings: Settings, config_file: Path, *, listen: str | None = N
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(
-        signal.SIGHUP, logger.warning, "SIGHUP: a changed {} needs a restart, going on as before", config_file
-    )
+    reload = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
     broker = await run_broker(settings, listen=listen)
     logger.info("MQTT broker listens on {}", ", ".join(broker.addresses))
+    reloading = asyncio.create_task(ConfigFile(config_file).reload_on(reload, broker.bridge), name="mq2mqtt.reload")
     await stop.wait()
     logger.info("stopping")
+    reloading.cancel()
     await broker.stop()
     return 0
