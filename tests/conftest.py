@@ -12,6 +12,7 @@ import pytest
 
 from mq2mqtt.quickstart import ports
 from mq2mqtt.quickstart.cluster import broker_addresses, create_topic
+from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
@@ -31,12 +32,16 @@ class SharedRocketMQ:
     broker_address: str
     version: str
     jars: Path | None
-    """Directory of RocketMQ's jars; `None` for one that was given by address."""
+    """Directory of RocketMQ's jars; `None` for one that was given by address or runs in Docker."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mq2mqtt")
-    group.addoption("--rocketmq", metavar="HOST:PORT", help="name server that shared tests use, instead of a new one")
+    group.addoption(
+        "--rocketmq",
+        metavar="HOST:PORT|docker",
+        help="name server that shared tests use, or `docker` for a new RocketMQ in a container; default: on the JVM",
+    )
     group.addoption("--rocketmq-version", default=DEFAULT_VERSION, help="RocketMQ that is started (%(default)s)")
 
 
@@ -74,6 +79,16 @@ async def run_on_jvm(
         pytest.skip(f"no RocketMQ to test with: {exc}")
 
 
+async def _run_in_docker(say: Callable[[str], None], version: str) -> RocketMQContainer:
+    name = f"mq2mqtt-tests-{uuid.uuid4().hex[:8]}"
+    conf = {"autoCreateTopicEnable": "false", "mappedFileSizeCommitLog": str(128 << 20)}
+    try:
+        return await RocketMQContainer.run(name, version=version, broker_conf=conf, say=say)
+    except DockerError as exc:
+        # Docker was asked for by name.
+        pytest.fail(f"no RocketMQ in Docker to test with: {exc}", pytrace=False)
+
+
 @pytest.fixture(scope="session")
 def rocketmq(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, say: Callable[[str], None]
@@ -81,6 +96,12 @@ def rocketmq(
     """The RocketMQ that tests share, started when the first one asks."""
     given = request.config.getoption("--rocketmq")
     version = request.config.getoption("--rocketmq-version")
+    if given == "docker":
+        container = asyncio.run(_run_in_docker(say, version))
+        address = asyncio.run(broker_addresses(container.namesrv))[0]
+        yield SharedRocketMQ(container.namesrv, address, version, None)
+        container.kill()
+        return
     if given:
         yield SharedRocketMQ(given, asyncio.run(broker_addresses(given))[0], version, None)
         return
