@@ -21,7 +21,7 @@ class Stream(threading.Thread):
         super().__init__(name=f"stream {topic}", daemon=True)
         self._address = ("127.0.0.1", port)
         self._topic = topic.encode()
-        self._client_id = client_id.encode()
+        self.client_id = client_id
         self._qos = qos
         self._interval = 1 / rate
         self._stopping = threading.Event()
@@ -38,6 +38,11 @@ class Stream(threading.Thread):
         self.join(15)
         assert not self.is_alive()
 
+    def give_up(self) -> None:
+        """End without waiting for anything."""
+        self._pending.clear()
+        self._stopping.set()
+
     def run(self) -> None:
         deadline = None
         while not (self._stopping.is_set() and not self._pending):
@@ -53,7 +58,8 @@ class Stream(threading.Thread):
                 time.sleep(0.05)
 
     def _resume(self, sock: socket.socket) -> None:
-        body = b"\x00\x04MQTT\x04\x00\x00\x3c" + struct.pack("!H", len(self._client_id)) + self._client_id
+        client_id = self.client_id.encode()
+        body = b"\x00\x04MQTT\x04\x00\x00\x3c" + struct.pack("!H", len(client_id)) + client_id
         sock.sendall(b"\x10" + bytes([len(body)]) + body)
         session_present = _read_exactly(sock, 4)[2] & 1
         if not session_present:
@@ -74,10 +80,12 @@ class Stream(threading.Thread):
                 due = max(due + self._interval, now - 0.1)
                 if not self._pending:
                     self._acknowledged_at = now
-                packet_id = self._next % 65_000 + 1
-                self._pending[packet_id] = self._next
-                self._send(sock, packet_id, self._next)
+                number = self._next
+                packet_id = number % 65_000 + 1
+                # Pending before it is sent: where sending fails, the next connection sends it.
+                self._pending[packet_id] = number
                 self._next += 1
+                self._send(sock, packet_id, number)
             try:
                 data = sock.recv(4096)
             except TimeoutError:
