@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar, cast
 
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 
@@ -19,18 +20,44 @@ class Measurement:
     baseline: float | None = None
 
 
+class Closeable(Protocol):
+    """What an experiment keeps between its runs."""
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+
+
+_Kept = TypeVar("_Kept", bound=Closeable)
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
+
+
 class Bench:
     """What experiments share: a directory that is removed afterwards, and a RocketMQ once one asks for it."""
 
-    def __init__(self, *, namesrv: str | None) -> None:
+    def __init__(self, *, namesrv: str | None, quick: bool = False) -> None:
         self._given = namesrv
         self._temporary = tempfile.TemporaryDirectory(prefix="mq2mqtt-bench-")
         self._server: RocketMQ | None = None
+        self._kept: dict[str, Closeable] = {}
+        self.quick = quick
+        """Show that everything works, in little time; the figures mean nothing."""
+        self.run = 0
+        """Number of this run; 0 is the warm-up."""
 
     @property
     def directory(self) -> Path:
         """Where an experiment may write."""
         return Path(self._temporary.name)
+
+    def scaled(self, amount: int) -> int:
+        """Return `amount`, or a fiftieth of it with `quick`."""
+        return max(1, amount // 50) if self.quick else amount
+
+    @property
+    def seconds(self) -> float:
+        """How long a measurement by time lasts."""
+        return 0.3 if self.quick else 3.0
 
     async def namesrv(self) -> str:
         """Return the name server's address; start a RocketMQ the first time."""
@@ -39,8 +66,30 @@ class Bench:
             self._given = self._server.namesrv
         return self._given
 
+    async def kept(self, name: str, make: Callable[[], Awaitable[_Kept]]) -> _Kept:
+        """Return what this experiment keeps under `name`; the first run makes it."""
+        if name not in self._kept:
+            self._kept[name] = await make()
+        return cast("_Kept", self._kept[name])
+
+    async def interleaved(
+        self, first: Callable[[], Awaitable[_First]], second: Callable[[], Awaitable[_Second]]
+    ) -> tuple[_First, _Second]:
+        """Measure both, in turn the one and the other first: what drifts then drifts for both."""
+        if self.run % 2:
+            early = await first()
+            return early, await second()
+        late = await second()
+        return await first(), late
+
+    def end_experiment(self) -> None:
+        """Close what was kept."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
     def close(self) -> None:
         """Stop what was started and remove what was written."""
+        self.end_experiment()
         if self._server is not None:
             self._server.kill()
         self._temporary.cleanup()

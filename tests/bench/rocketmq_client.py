@@ -32,14 +32,23 @@ def make_message(topic: str, number: int) -> RocketMessage:
     return RocketMessage(topic, _BODY, properties)
 
 
+def batches_of(topic: str, count: int) -> list[list[RocketMessage]]:
+    """Make `count` messages, in batches."""
+    messages = [make_message(topic, number) for number in range(count)]
+    return [messages[first : first + BATCH] for first in range(0, count, BATCH)]
+
+
 @dataclass(frozen=True)
-class _Target:
+class Target:
+    """A topic of the bench's RocketMQ, and a client of it."""
+
     client: Client
     topic: str
     queues: tuple[WriteQueue, ...]
     address: str
 
     async def send(self, number: int, messages: list[RocketMessage]) -> None:
+        """Send to the queue whose turn it is."""
         queue = self.queues[number % len(self.queues)]
         while True:
             try:
@@ -50,6 +59,7 @@ class _Target:
                 return
 
     async def fill(self, batches: list[list[RocketMessage]]) -> None:
+        """Send `batches`, 8 in flight."""
         await gather_bounded(lambda number: self.send(number, batches[number]), count=len(batches), in_flight=8)
 
     async def shown(self) -> int:
@@ -57,7 +67,7 @@ class _Target:
         offsets = (self.client.max_offset(self.address, self.topic, queue.queue_id) for queue in self.queues)
         return sum(await asyncio.gather(*offsets))
 
-    async def pull(self, queue: WriteQueue, offset: int) -> Response:
+    async def _pull(self, queue: WriteQueue, offset: int) -> Response:
         fields = {
             "consumerGroup": "GID_bench",
             "topic": self.topic,
@@ -80,7 +90,7 @@ class _Target:
             offset = decoded = 0
             end = await self.client.max_offset(self.address, self.topic, queue.queue_id)
             while offset < end:
-                response = await self.pull(queue, offset)
+                response = await self._pull(queue, offset)
                 offset = int(response.fields["nextBeginOffset"])
                 if decode:
                     decoded += len(decode_messages(response.body, broker=queue.broker))
@@ -90,60 +100,62 @@ class _Target:
 
 
 @asynccontextmanager
-async def _target(bench: Bench) -> AsyncIterator[_Target]:
+async def target(bench: Bench) -> AsyncIterator[Target]:
+    """Make a topic, and delete it afterwards."""
     topic = f"bench_{uuid.uuid4().hex[:12]}"
     async with Client(namesrv=await bench.namesrv(), client_id="bench", request_timeout=10) as client:
         await client.create_topic(topic, queues=8)
         queues = await client.queues(topic)
         address = (await client.route(topic)).master(queues[0].broker)
         assert address is not None
-        yield _Target(client, topic, queues, address)
+        yield Target(client, topic, queues, address)
         await client.delete_topic(topic)
 
 
 async def client_send(bench: Bench) -> list[Measurement]:
     """Single sends, 256 in flight; baseline: one after another."""
-    async with _target(bench) as target:
-        messages = [make_message(target.topic, number) for number in range(SINGLES)]
-        few = SINGLES // 10
+    async with target(bench) as broker:
+        count = bench.scaled(SINGLES)
+        messages = [make_message(broker.topic, number) for number in range(count)]
+        few = count // 10
         start = time.perf_counter()
-        await gather_bounded(lambda number: target.send(number, [messages[number]]), count=few, in_flight=1)
+        await gather_bounded(lambda number: broker.send(number, [messages[number]]), count=few, in_flight=1)
         one_by_one = few / (time.perf_counter() - start)
         start = time.perf_counter()
-        await gather_bounded(lambda number: target.send(number, [messages[number]]), count=SINGLES, in_flight=256)
-        rate = SINGLES / (time.perf_counter() - start)
+        await gather_bounded(lambda number: broker.send(number, [messages[number]]), count=count, in_flight=256)
+        rate = count / (time.perf_counter() - start)
     return [Measurement("sent", rate, "msg/s", one_by_one)]
 
 
 async def client_batch(bench: Bench) -> list[Measurement]:
     """Batches of 512, 8 in flight; baseline: single sends, 256 in flight."""
-    async with _target(bench) as target:
-        messages = [make_message(target.topic, number) for number in range(BATCHED)]
-        batches = [messages[first : first + BATCH] for first in range(0, BATCHED, BATCH)]
-        few = SINGLES // 4
+    async with target(bench) as broker:
+        count = bench.scaled(BATCHED)
+        batches = batches_of(broker.topic, count)
+        singles = [make_message(broker.topic, number) for number in range(bench.scaled(SINGLES) // 4)]
         start = time.perf_counter()
-        await gather_bounded(lambda number: target.send(number, [messages[number]]), count=few, in_flight=256)
-        singles = few / (time.perf_counter() - start)
+        await gather_bounded(lambda number: broker.send(number, [singles[number]]), count=len(singles), in_flight=256)
+        one_each = len(singles) / (time.perf_counter() - start)
         start = time.perf_counter()
-        await target.fill(batches)
-        rate = BATCHED / (time.perf_counter() - start)
-    return [Measurement("sent", rate, "msg/s", singles)]
+        await broker.fill(batches)
+        rate = count / (time.perf_counter() - start)
+    return [Measurement("sent", rate, "msg/s", one_each)]
 
 
 async def client_receive(bench: Bench) -> list[Measurement]:
     """Pull 8 queues and decode; baseline: the same pulls, not decoded."""
-    async with _target(bench) as target:
-        messages = [make_message(target.topic, number) for number in range(RECEIVED)]
-        await target.fill([messages[first : first + BATCH] for first in range(0, RECEIVED, BATCH)])
-        while await target.shown() < RECEIVED:
+    async with target(bench) as broker:
+        count = bench.scaled(RECEIVED)
+        await broker.fill(batches_of(broker.topic, count))
+        while await broker.shown() < count:
             await asyncio.sleep(0.05)
         start = time.perf_counter()
-        await target.drain(decode=False)
-        pulled = RECEIVED / (time.perf_counter() - start)
+        await broker.drain(decode=False)
+        pulled = count / (time.perf_counter() - start)
         start = time.perf_counter()
-        received = await target.drain(decode=True)
+        received = await broker.drain(decode=True)
         rate = received / (time.perf_counter() - start)
-        assert received == RECEIVED
+        assert received == count
     return [Measurement("received", rate, "msg/s", pulled)]
 
 

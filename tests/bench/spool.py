@@ -30,14 +30,14 @@ def _message(number: int) -> MqttMessage:
 
 async def spool_append(bench: Bench) -> list[Measurement]:
     """Encode and append; baseline: the same bytes, already encoded, by bare `write` calls."""
-    messages = [_message(number) for number in range(MESSAGES)]
+    messages = [_message(number) for number in range(bench.scaled(MESSAGES))]
     frames = [encode_publish(message, accepted_us=1) for message in messages]
     written = _write_bare(bench.directory / "bare", frames)
     lane = _open(bench)
     start = time.perf_counter()
     for message in messages:
         lane.append(encode_publish(message, accepted_us=time.time_ns() // 1000))
-    rate = MESSAGES / (time.perf_counter() - start)
+    rate = len(messages) / (time.perf_counter() - start)
     lane.close()
     return [Measurement("appended", rate, "frames/s", written)]
 
@@ -55,11 +55,12 @@ def _write_bare(path: Path, frames: list[bytes]) -> float:
 async def spool_read(bench: Bench) -> list[Measurement]:
     """Read and decode, and the same with settling every read; baseline of both: appending the same frames."""
     lane = _open(bench)
-    frames = [encode_publish(_message(number), accepted_us=1) for number in range(MESSAGES)]
+    count = bench.scaled(MESSAGES)
+    frames = [encode_publish(_message(number), accepted_us=1) for number in range(count)]
     start = time.perf_counter()
     for frame in frames:
         lane.append(frame)
-    appended = MESSAGES / (time.perf_counter() - start)
+    appended = count / (time.perf_counter() - start)
     reader = LaneReader(lane)
     reading = 0.0
     begin = time.perf_counter()
@@ -70,11 +71,11 @@ async def spool_read(bench: Bench) -> list[Measurement]:
         if not entries:
             break
         reader.settle([entry.offset for entry in entries])
-    settled = MESSAGES / (time.perf_counter() - begin)
+    settled = count / (time.perf_counter() - begin)
     reader.close()
     lane.close()
     return [
-        Measurement("read", MESSAGES / reading, "frames/s", appended),
+        Measurement("read", count / reading, "frames/s", appended),
         Measurement("read and settled", settled, "frames/s", appended),
     ]
 
@@ -82,7 +83,8 @@ async def spool_read(bench: Bench) -> list[Measurement]:
 async def spool_commit(bench: Bench) -> list[Measurement]:
     """`durability: power` with 50 publishers, each waiting for its own message; baseline: one publisher."""
     lane = _open(bench, durability="power")
-    frames = iter([encode_publish(_message(number), accepted_us=1) for number in range(COMMITTED + SYNCED_ALONE)])
+    count, few = bench.scaled(COMMITTED), bench.scaled(SYNCED_ALONE)
+    frames = iter([encode_publish(_message(number), accepted_us=1) for number in range(count + few)])
 
     async def publish(count: int) -> None:
         for _ in range(count):
@@ -92,11 +94,11 @@ async def spool_commit(bench: Bench) -> list[Measurement]:
                 await durable
 
     start = time.perf_counter()
-    await publish(SYNCED_ALONE)
-    alone = SYNCED_ALONE / (time.perf_counter() - start)
+    await publish(few)
+    alone = few / (time.perf_counter() - start)
     start = time.perf_counter()
-    await asyncio.gather(*(publish(COMMITTED // CLIENTS) for _ in range(CLIENTS)))
-    rate = COMMITTED / (time.perf_counter() - start)
+    await asyncio.gather(*(publish(count // CLIENTS) for _ in range(CLIENTS)))
+    rate = count / (time.perf_counter() - start)
     lane.close()
     return [Measurement("committed", rate, "frames/s", alone)]
 

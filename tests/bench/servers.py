@@ -1,0 +1,204 @@
+"""The servers under test, each a process of its own, and the load on them, another one."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from mq2mqtt.quickstart.cluster import create_topic
+from mq2mqtt.quickstart.ports import free_port
+from mq2mqtt.quickstart.process import Child
+from tests.bench.experiment import Bench
+from tests.bridge_process import BridgeProcess
+
+ROOT = Path(__file__).parents[2]
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_START_SECONDS = 30.0
+DRAIN_SECONDS = 120.0
+"""A lane that is not empty by then is no benchmark any more."""
+
+
+class Server(Protocol):
+    """A process that clients connect to."""
+
+    @property
+    def port(self) -> int:
+        """Its MQTT port."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of all threads of a process, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory of a process that is resident."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+class AloneServer:
+    """amqtt without the bridge (`plain_amqtt`)."""
+
+    def __init__(self, child: Child, port: int) -> None:
+        self._child = child
+        self.port = port
+
+    @classmethod
+    async def start(cls, bench: Bench) -> Self:
+        """Start it and wait until it listens."""
+        port = free_port()
+        command = [sys.executable, "-m", "tests.bench.plain_amqtt", str(port)]
+        child = Child(command, output=bench.directory / f"amqtt-{port}.log", cwd=ROOT)
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+            except OSError:
+                if child.exit_code is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"amqtt did not start: {child.tail()}") from None
+                await asyncio.sleep(0.05)
+            else:
+                return cls(child, port)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
+    def close(self) -> None:
+        """Kill it."""
+        self._child.kill()
+
+
+class BridgeServer:
+    """amqtt with the bridge, by `mq2mqtt run`."""
+
+    def __init__(self, bench: Bench, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
+        self.bridge = BridgeProcess(bench.directory / f"bridge-{uuid.uuid4().hex[:8]}", namesrv=namesrv, rules=rules)
+
+    @classmethod
+    async def start(cls, bench: Bench, rules: list[dict[str, Any]]) -> Self:
+        """Start it on the bench's RocketMQ and wait until its rules are up."""
+        server = cls(bench, namesrv=await bench.namesrv(), rules=rules)
+        await server.run()
+        return server
+
+    async def run(self, *, ready: bool = True) -> float:
+        """Start the process; return how many seconds it took until it was ready, or listened."""
+        start = time.perf_counter()
+        await asyncio.to_thread(self.bridge.start, ready=ready)
+        return time.perf_counter() - start
+
+    @property
+    def port(self) -> int:
+        """Its MQTT port."""
+        return self.bridge.mqtt_port
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.bridge.process is not None
+        return self.bridge.process.pid
+
+    async def metric(self, name: str, **labels: str) -> float:
+        """Ask the bridge for a metric."""
+        return await asyncio.to_thread(self.bridge.metric, name, **labels)
+
+    async def wait_drained(self) -> None:
+        """Wait until everything in the lanes is in RocketMQ."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while await self.metric("mq2mqtt_lane_messages"):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the lanes do not drain\n{self.bridge.log()}")
+            await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Have it stand still (SIGSTOP) for a while; its connections stay."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it."""
+        self.bridge.kill()
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What a load program measured."""
+
+    messages: int
+    seconds: float
+    load_cpu: float
+    """Share of one core that the load itself took. Near 1, it was the load that was measured."""
+
+    @property
+    def rate(self) -> float:
+        """Messages per second."""
+        return self.messages / self.seconds
+
+
+class Load:
+    """A running load program (`tests.bench.load`)."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, mode: str, server: Server, **options: float | str) -> Self:
+        """Start it and wait until its clients are connected, and subscribed."""
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.bench.load",
+            mode,
+            f"--port={server.port}",
+            *arguments,
+            cwd=ROOT,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        load = cls(process)
+        await load._line()
+        return load
+
+    async def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the load program ended with {await self._process.wait()}, see above")
+        return line
+
+    async def result(self) -> LoadResult:
+        """Wait for its end, or end it if it waits for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        figures = json.loads(await self._line())
+        await self._process.wait()
+        return LoadResult(**figures)
+
+
+async def new_topic(bench: Bench, *, queues: int = 4) -> str:
+    """Create a RocketMQ topic."""
+    topic = f"bench_{uuid.uuid4().hex[:12]}"
+    await create_topic(await bench.namesrv(), topic, queues=queues)
+    return topic
