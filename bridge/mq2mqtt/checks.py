@@ -6,13 +6,16 @@ from pathlib import Path
 import typer
 
 from mq2mqtt.bridge import build_link
-from mq2mqtt.errors import LinkError
+from mq2mqtt.errors import BridgeError, LinkError, NotConnectedError
 from mq2mqtt.link import RocketLink
+from mq2mqtt.rules import InboundRule, Rule
 from mq2mqtt.settings import Settings
 
 __all__ = ["check"]
 
 _OK, _PROBLEMS = 0, 1
+# The name server has answered, so this is about a broker.
+_ADDRESS_HINT = "; if this machine reaches that broker at another address, say so in rocketmq.address_map"
 
 
 async def check(settings: Settings, path: Path, *, create: bool) -> int:
@@ -22,7 +25,11 @@ async def check(settings: Settings, path: Path, *, create: bool) -> int:
     link = build_link(settings, client_id=f"mq2mqtt@check@{secrets.token_hex(6)}")
     await link.start()
     try:
-        return await _check_topics(settings, link, create=create)
+        # Any topic will do: the name server's answer counts.
+        await link.topic_exists("TBW102")
+        if not rules:
+            typer.echo(f"ok       rocketmq.namesrv {settings.rocketmq.namesrv} answers; there are no rules")
+        return await _check_rules(settings, link, create=create)
     except LinkError as error:
         typer.echo(f"PROBLEM  rocketmq.namesrv {settings.rocketmq.namesrv}: {error}")
         return _PROBLEMS
@@ -30,25 +37,36 @@ async def check(settings: Settings, path: Path, *, create: bool) -> int:
         await link.close()
 
 
-async def _check_topics(settings: Settings, link: RocketLink, *, create: bool) -> int:
+async def _check_rules(settings: Settings, link: RocketLink, *, create: bool) -> int:
     code = _OK
-    checked: set[str] = set()
     for rule in settings.rules:
-        topic = rule.rocketmq_topic
-        if topic in checked:
-            continue
-        checked.add(topic)
-        if await link.topic_exists(topic):
-            typer.echo(f"ok       rule {rule.id}: RocketMQ topic {topic} exists")
-        elif create:
-            await link.create_topic(topic)
-            typer.echo(f"created  rule {rule.id}: RocketMQ topic {topic}")
-        else:
-            typer.echo(
-                f"PROBLEM  rule {rule.id}: RocketMQ topic {topic} does not exist: create it, or run check --create"
-            )
+        topic = f"RocketMQ topic {rule.rocketmq_topic}"
+        try:
+            if await link.topic_exists(rule.rocketmq_topic):
+                use = await _use(rule, link, settings.node)
+                typer.echo(f"ok       rule {rule.id}: {topic} exists, and {use}")
+            elif create:
+                await link.create_topic(rule.rocketmq_topic)
+                typer.echo(f"created  rule {rule.id}: {topic}")
+            else:
+                typer.echo(f"PROBLEM  rule {rule.id}: {topic} does not exist: create it, or run check --create")
+                code = _PROBLEMS
+        except BridgeError as error:
+            hint = _ADDRESS_HINT if isinstance(error, NotConnectedError) else ""
+            typer.echo(f"PROBLEM  rule {rule.id}: {topic}: {error}{hint}")
             code = _PROBLEMS
-    if not settings.rules:
-        await link.topic_exists("TBW102")
-        typer.echo(f"ok       rocketmq.namesrv {settings.rocketmq.namesrv} answers; there are no rules")
     return code
+
+
+async def _use(rule: Rule, link: RocketLink, node: str) -> str:
+    """Return how the bridge may use the rule's topic.
+
+    Raises:
+        BridgeError: it may not, or that cannot be learnt now.
+    """
+    if isinstance(rule, InboundRule):
+        group = rule.consumer_group(node)
+        await link.require_reading(rule.source, group)
+        return f"may be read in group {group}"
+    await link.require_writing(rule.target)
+    return "may be written"

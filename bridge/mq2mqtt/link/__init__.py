@@ -98,6 +98,17 @@ class RocketLink(Protocol):
     async def subscribe(self, topic: str, group: str, *, tags: str, start: ConsumeFrom) -> Subscription:
         """Join `group`; `tags` is a RocketMQ tag expression (`*`, `a`, `a || b`). Does not wait for RocketMQ."""
 
+    async def require_writing(self, topic: str) -> None:
+        """Return when `topic` would be written, without writing; raises like `queues` and `send`."""
+
+    async def require_reading(self, topic: str, group: str) -> None:
+        """Return when `topic` could be consumed in `group`, without consuming.
+
+        Raises:
+            NotAuthorizedError: the key is wrong, or lacks a right to the topic or the group.
+            LinkError: there is another obstacle; the text names it.
+        """
+
     async def topic_exists(self, topic: str) -> bool:
         """Whether a name server has a route for `topic`; raises `LinkError` when none answers."""
 

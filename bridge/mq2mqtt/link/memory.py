@@ -188,6 +188,16 @@ class MemoryLink(RocketLink):
         self.cluster.join(subscription)
         return subscription
 
+    async def require_writing(self, topic: str) -> None:
+        """Return when `topic` would be written (RocketLink)."""
+        self._check_open()
+        self.cluster.queues(topic)
+
+    async def require_reading(self, topic: str, group: str) -> None:  # noqa: ARG002 - there is no access control here
+        """Return when `topic` could be consumed (RocketLink)."""
+        self._check_open()
+        self.cluster.queues(topic)
+
     async def topic_exists(self, topic: str) -> bool:
         """Whether there is a `topic` (RocketLink)."""
         self._check_open()

@@ -228,6 +228,13 @@ async def open_connection(
             )
     except TimeoutError:
         raise NotConnected(address, f"no connection within {timeout:g} s") from None
+    except ssl.SSLCertVerificationError as error:
+        raise NotConnected(address, f"its certificate is not accepted: {error.verify_message}") from error
+    except (ssl.SSLError, ConnectionResetError) as error:
+        if ssl_context is None:
+            raise NotConnected(address, str(error)) from error
+        reason = getattr(error, "reason", None) or "connection reset"
+        raise NotConnected(address, f"no TLS connection: {reason}; is TLS enabled there?") from error
     except (OSError, ValueError) as error:
         # ValueError: a broker may announce an address without a port, or with a host that is no name.
         raise NotConnected(address, getattr(error, "strerror", None) or str(error)) from error
