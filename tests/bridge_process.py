@@ -49,11 +49,15 @@ class BridgeProcess:
 
     def start(self, *, ready: bool = True) -> None:
         """Start it; with `ready` wait until `/readyz` says so, else until it listens."""
+        self.launch()
+        wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
         self.write_config()
         command = [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
 
     def _answers(self, *, ready: bool) -> bool:
         assert self.process is not None

@@ -136,8 +136,12 @@ class Client:
                 client_id, clean=clean, keep_alive=keep_alive, will=will, username=username, password=password
             )
         )
-        answer = await client.wait_packet(CONNACK)
-        assert answer.body[1] == code, f"CONNACK {answer.body[1]}"
+        try:
+            answer = await client.wait_packet(CONNACK)
+            assert answer.body[1] == code, f"CONNACK {answer.body[1]}"
+        except AssertionError:
+            await client.drop()
+            raise
         return client
 
     @property

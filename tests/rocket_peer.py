@@ -16,10 +16,11 @@ _Result = TypeVar("_Result")
 
 
 class RocketPeer:
-    """Runs a link in a thread of its own. Use as a context manager."""
+    """Runs a link in a thread of its own, with `options` such as keys. Use as a context manager."""
 
-    def __init__(self, namesrv: str) -> None:
+    def __init__(self, namesrv: str, **options: Any) -> None:  # noqa: ANN401 - as `NativeLink`
         self._namesrv = namesrv
+        self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rocket-peer", daemon=True)
         self._collectors: list[asyncio.Task[None]] = []
@@ -27,7 +28,7 @@ class RocketPeer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._link = NativeLink(namesrv=self._namesrv, client_id=f"peer@{uuid.uuid4().hex}")
+        self._link = NativeLink(namesrv=self._namesrv, client_id=f"peer@{uuid.uuid4().hex}", **self._options)
         self._do(self._link.start())
         return self
 
@@ -54,6 +55,12 @@ class RocketPeer:
         call = self._link._client.call  # noqa: SLF001 - the bridge never deletes a topic
         for address, code in ((broker_address, 215), (self._namesrv, 216)):
             self._do(call(address, code, {"topic": topic}))
+
+    def committed_offset(self, group: str, topic: str, *, broker_address: str) -> int:
+        """Return how far `group` has committed queue 0 of `topic`."""
+        fields = {"consumerGroup": group, "topic": topic, "queueId": "0"}
+        call = self._link._client.call  # noqa: SLF001 - the bridge reads its own group's offsets only
+        return int(self._do(call(broker_address, 14, fields)).fields["offset"])
 
     def send(self, topic: str, body: bytes, *, tag: str | None = "MQ2MQTT", **properties: str) -> None:
         """Send one message to a queue of `topic`, the queues in turn."""

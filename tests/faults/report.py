@@ -5,7 +5,7 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -87,6 +87,20 @@ class FaultRow:
             longest_stall=longest_stall,
             told_down=told_down,
             reason=reason,
+        )
+
+    @classmethod
+    def total(cls, rows: Sequence["FaultRow"]) -> "FaultRow":
+        """Return the sum of `rows`, which are of several clients under the same fault and traffic."""
+        stalls = [row.longest_stall for row in rows if row.longest_stall is not None]
+        return replace(
+            rows[0],
+            acknowledged=sum(row.acknowledged for row in rows),
+            arrived=sum(row.arrived for row in rows),
+            missing=sum(row.missing for row in rows),
+            duplicated=sum(row.duplicated for row in rows),
+            out_of_order=sum(row.out_of_order for row in rows),
+            longest_stall=max(stalls, default=None),
         )
 
     def markdown(self) -> str:

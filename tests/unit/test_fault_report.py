@@ -25,6 +25,12 @@ def test_counts() -> None:
     assert row.markdown() == r"| killed | uplink | 3 | 4 | 0 | 2 | 0 | - | 1.23 s | a\|b |"
 
 
+def test_the_total_of_several_clients() -> None:
+    total = FaultRow.total([_row("killed", [b"0", b"1", b"0"]), _row("killed", [b"2", b"1"])])
+    assert (total.acknowledged, total.arrived, total.missing, total.duplicated, total.out_of_order) == (6, 4, 2, 1, 1)
+    assert total.longest_stall is None
+
+
 @pytest.mark.parametrize("arrivals", [[b"0", b"2"], [b"0", b"2", b"1"]])
 def test_what_fails_a_test(arrivals: list[bytes]) -> None:
     with pytest.raises(AssertionError):
