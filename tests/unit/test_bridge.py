@@ -1,85 +1,15 @@
 """The bridge whole, between the in-process link and the in-process host."""
 
 import asyncio
-import functools
 import json
 from pathlib import Path
-from typing import Any, Self
 
-import aiohttp
 import pytest
 
-from mq2mqtt.bridge import Bridge
 from mq2mqtt.errors import LaneError, LaneLockedError, LinkError
-from mq2mqtt.host.memory import MemoryHost
-from mq2mqtt.link.memory import MemoryCluster, MemoryLink
-from mq2mqtt.message import MqttMessage, RocketMessage
-from mq2mqtt.settings import Settings
+from mq2mqtt.link.memory import MemoryCluster
 from mq2mqtt.spool.parked import list_parked
-from tests import waiting
-
-OUT = {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"}
-IN = {"id": "commands-in", "type": "inbound", "source": "mq_commands", "target": "devices"}
-
-
-class World:
-    """A bridge, its host, and the RocketMQ behind it."""
-
-    def __init__(
-        self,
-        directory: Path,
-        *rules: dict[str, Any],
-        cluster: MemoryCluster | None = None,
-        client_id: str = "bridge",
-    ) -> None:
-        self.directory = directory
-        self.cluster = cluster or MemoryCluster()
-        self.settings = Settings.model_validate(
-            {
-                "node": "n1",
-                "spool": {"path": directory, "max_bytes": "32MiB"},
-                "admin": {"listen": "127.0.0.1:0"},
-                "rules": list(rules),
-            }
-        )
-        self.host = MemoryHost()
-        self.link = MemoryLink(cluster=self.cluster, client_id=client_id)
-        self.bridge = Bridge(self.settings, self.host, link=self.link)
-        self.host.intake = self.bridge.intake
-
-    async def __aenter__(self) -> Self:
-        for topic in ("mq_sensors", "mq_commands"):
-            self.cluster.create_topic(topic, 1)
-        await self.bridge.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.bridge.stop()
-
-    def publish(self, topic: str, payload: bytes = b"x", *, qos: int = 1, client_id: str = "c1") -> None:
-        route = self.bridge.intake.route(topic)
-        assert route is not None
-        message = MqttMessage(topic, payload, qos, client_id=client_id)
-        assert self.bridge.intake.accept(route, message) is None
-        if route.p2p_target is not None:
-            self.bridge.intake.deliver_p2p(route, message)
-
-    async def send(self, body: bytes, **properties: str) -> None:
-        (queue,) = await self.link.queues("mq_commands")
-        await self.link.send(queue, [RocketMessage("mq_commands", body, {"TAGS": "MQ2MQTT", **properties})])
-
-    def count(self, rule: str, outcome: str) -> int:
-        return self.bridge.telemetry.rules[rule].outcomes[outcome]
-
-    def sent(self) -> list[bytes]:
-        return [message.body for message in self.cluster.queues("mq_sensors")[0]]
-
-    async def get(self, path: str) -> tuple[int, str]:
-        async with aiohttp.ClientSession() as session, session.get(self.bridge.admin.url + path) as response:
-            return response.status, await response.text()
-
-
-until = functools.partial(waiting.until, seconds=15)
+from tests.unit.bridge_world import IN, OUT, World, until
 
 
 async def test_the_round_trip(tmp_path: Path) -> None:
