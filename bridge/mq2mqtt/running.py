@@ -34,6 +34,7 @@ class RunningRules:
         self._successors: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._opened = False
         self.intake = BridgeIntake(
             rules=self._rules, lanes={}, limits=place.settings.limits, host=place.host, telemetry=telemetry
         )
@@ -46,7 +47,7 @@ class RunningRules:
     def apply(self, rules: RuleSet) -> RuleDiff:
         """Go by `rules` from now on; return what that changed. A rule that stays the same notices nothing.
 
-        Once started, a rule whose files cannot be opened is down with the reason, and tried again every second.
+        After `open`, a rule whose files cannot be opened is down with the reason, and tried again every second.
         """
         diff = self._rules.diff(rules)
         self._rules = rules
@@ -62,7 +63,7 @@ class RunningRules:
                 self._employ(self._new_worker(rule))
         self._telemetry.arrange(rule.id for rule in rules)
         self.intake.apply(rules, self._lanes())
-        if self._group is not None:
+        if self._opened:
             self._open_what_can_be()
             self._let_go()
         return diff
@@ -92,6 +93,8 @@ class RunningRules:
     def _employ(self, worker: Worker) -> None:
         self._workers[worker.telemetry.rule_id] = worker
         self._telemetry.add(worker.telemetry)
+        if self._opened:
+            _open_if_possible(worker)
         if self._group is not None:
             self._set_to_work(self._group, worker)
 
@@ -99,7 +102,8 @@ class RunningRules:
         """Forget the workers that are done, and let their successors begin."""
         for rule_id, worker in [(rule_id, worker) for rule_id, worker in self._workers.items() if worker.is_done]:
             # Nothing of it is in flight: at most it asks RocketMQ whether it is there.
-            self._tasks.pop(rule_id).cancel()
+            if (task := self._tasks.pop(rule_id, None)) is not None:
+                task.cancel()
             worker.remove()
             del self._workers[rule_id]
             self._telemetry.remove(rule_id)
@@ -121,13 +125,11 @@ class RunningRules:
         except BaseException:
             self.close()
             raise
+        self._opened = True
 
     def _open_what_can_be(self) -> None:
         for worker in self._workers.values():
-            try:
-                worker.open()
-            except LaneError:
-                continue  # the worker's telemetry has the reason
+            _open_if_possible(worker)
 
     def close(self) -> None:
         """Let all files and locks go. Idempotent."""
@@ -188,6 +190,13 @@ class RunningRules:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _open_if_possible(worker: Worker) -> None:
+    try:
+        worker.open()
+    except LaneError:
+        return  # the worker's telemetry has the reason
 
 
 def _telemetry(rule_id: str, direction: Direction) -> RuleTelemetry:
