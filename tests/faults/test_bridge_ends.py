@@ -1,0 +1,97 @@
+"""The bridge ends under traffic in both directions, 20 times at random by `kill -9`, and in order by SIGTERM."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SharedRocketMQ
+from tests.faults.lives import Lives
+from tests.faults.report import FaultTable
+from tests.rocket_peer import RocketPeer
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+
+Begin = Callable[[str], Awaitable[Lives]]
+"""`await begin("process")`: a bridge of that durability with its streams."""
+
+_KILLS = 20
+_STOPS = 3
+_STOP_DEADLINE = 10.0
+_SEED = "MQ2MQTT_FAULT_SEED"
+"""Set it to repeat a run's moments."""
+
+
+@pytest.fixture(scope="module")
+def peer(rocketmq: SharedRocketMQ) -> Iterator[RocketPeer]:
+    with RocketPeer(rocketmq.namesrv) as peer:
+        yield peer
+
+
+@pytest.fixture
+async def begin(rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path) -> AsyncIterator[Begin]:
+    """Start a bridge with its streams; whatever the test comes to, they end with it."""
+    begun: list[Lives] = []
+
+    async def begin(durability: str) -> Lives:
+        lives = Lives(rocketmq, peer, tmp_path / durability, durability=durability)
+        begun.append(lives)
+        await lives.start()
+        return lives
+
+    yield begin
+    for lives in begun:
+        await lives.end()
+
+
+async def _kill_at_random(lives: Lives, moments: random.Random) -> None:
+    for _ in range(_KILLS):
+        counting = asyncio.create_task(lives.count_away(), name="count away")
+        await asyncio.sleep(moments.uniform(0.0, 1.6))
+        lives.bridge.kill()
+        counting.cancel()
+        await lives.next_life()
+        if moments.random() < 0.2:
+            # Once more, while it starts: most of that is before it touches its files.
+            lives.bridge.launch()
+            await asyncio.sleep(moments.uniform(0.3, 1.5))
+            lives.bridge.kill()
+            await lives.next_life()
+        await asyncio.to_thread(lives.bridge.start, ready=False)
+    await lives.count_away()
+
+
+async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
+    seed = os.environ.get(_SEED) or str(random.SystemRandom().randrange(2**32))
+    print(f"{_SEED}={seed}")  # noqa: T201 - shown when the test fails
+    both = {durability: await begin(durability) for durability in ("process", "power")}
+    await asyncio.gather(
+        *(
+            _kill_at_random(lives, random.Random(seed + durability))  # noqa: S311 - to be repeated, not a secret
+            for durability, lives in both.items()
+        )
+    )
+    for durability, lives in both.items():
+        await lives.finish(fault_table, fault=f"bridge killed {_KILLS} times at random, durability: {durability}")
+        assert await asyncio.to_thread(lives.bridge.stop) == 0
+
+
+async def test_sigterm_under_load(begin: Begin, fault_table: FaultTable) -> None:
+    lives = await begin("process")
+    for _ in range(_STOPS):
+        await lives.count_away()
+        acknowledged = len(lives.streams[0].acknowledged)
+        while len(lives.streams[0].acknowledged) < acknowledged + 50:
+            await asyncio.sleep(0.02)
+        began = time.monotonic()
+        assert await asyncio.to_thread(lives.bridge.stop) == 0
+        assert time.monotonic() - began < _STOP_DEADLINE
+        await lives.next_life()
+        await asyncio.to_thread(lives.bridge.start, ready=False)
+    await lives.count_away()
+    await lives.finish(fault_table, fault=f"bridge stopped by SIGTERM {_STOPS} times")
+    assert await asyncio.to_thread(lives.bridge.stop) == 0
