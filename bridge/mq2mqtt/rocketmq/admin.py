@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from typing import Protocol
 
 from mq2mqtt.rocketmq.codes import RequestCode, ResponseCode
-from mq2mqtt.rocketmq.errors import TopicNotFound, for_code
+from mq2mqtt.rocketmq.errors import NoBroker, TopicNotFound, for_code
 from mq2mqtt.rocketmq.names import NameServers
 from mq2mqtt.rocketmq.remoting import Response
 
@@ -34,8 +34,13 @@ async def create_topic(caller: Caller, names: NameServers, topic: str, *, queues
     """Create `topic` on every master that has no queues of it; where it exists it is left as it is.
 
     The broker answers when the name servers know the topic (seen on 5.3.3).
+
+    Raises:
+        NoBroker: there is none to create it on.
     """
     masters = await names.cluster_masters()
+    if not masters:
+        raise NoBroker(";".join(names.addresses))
     known = await _brokers_with(names, topic)
     fields = {
         "topic": topic,

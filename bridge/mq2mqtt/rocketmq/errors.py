@@ -15,6 +15,7 @@ __all__ = [
     "FrameError",
     "GroupNotFound",
     "MessageIllegal",
+    "NoBroker",
     "NoPermission",
     "NotConnected",
     "RequestTimeout",
@@ -46,6 +47,15 @@ class NotConnected(RocketMQError):
         self.address = address
         self.reason = reason
         self.retry_after = retry_after
+
+
+class NoBroker(RocketMQError):
+    """The name server answers, but no master broker is registered there: RocketMQ is starting, or has lost them all."""
+
+    retriable = True
+
+    def __init__(self, names: str) -> None:
+        super().__init__(f"no broker is registered at {names}")
 
 
 class RequestTimeout(RocketMQError):
