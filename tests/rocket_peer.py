@@ -56,6 +56,20 @@ class RocketPeer:
         for address, code in ((broker_address, 215), (self._namesrv, 216)):
             self._do(call(address, code, {"topic": topic}))
 
+    def set_permission(self, topic: str, perm: int, *, broker_address: str, queues: int) -> None:
+        """Change it as `mqadmin updateTopicPerm` does; 4 is readable, 2 writable, 6 both."""
+        fields = {
+            "topic": topic,
+            "defaultTopic": topic,
+            "readQueueNums": str(queues),
+            "writeQueueNums": str(queues),
+            "perm": str(perm),
+            "topicFilterType": "SINGLE_TAG",
+            "topicSysFlag": "0",
+            "order": "false",
+        }
+        self._do(self._link._client.call(broker_address, 17, fields))  # noqa: SLF001 - the bridge never does
+
     def committed_offset(self, group: str, topic: str, *, broker_address: str) -> int:
         """Return how far `group` has committed queue 0 of `topic`."""
         fields = {"consumerGroup": group, "topic": topic, "queueId": "0"}

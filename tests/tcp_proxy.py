@@ -1,7 +1,8 @@
-"""A TCP proxy that can be cut: RocketMQ away, without stopping one that other tests use."""
+"""A TCP proxy that can be cut, or swallow what it gets: RocketMQ away, without stopping one that other tests use."""
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
@@ -16,6 +17,10 @@ class TcpProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._open = True
+        self._swallowing = False
+        self._living: set[int] = set()
+        """Connections whose data goes through, by their number."""
+        self._numbers = itertools.count()
         self._writers: set[asyncio.StreamWriter] = set()
         self._servers: list[asyncio.Server] = []
         self._serving: set[asyncio.Task[None]] = set()
@@ -41,9 +46,14 @@ class TcpProxy:
         """Reset all connections, and every new one."""
         self._do(self._cut())
 
+    def swallow(self) -> None:
+        """Make all connections half-open, and every new one: they stay, and what is sent over them is gone."""
+        self._do(self._swallow())
+
     def mend(self) -> None:
-        """Let connections through again."""
+        """Let new connections through again; half-open ones stay as they are."""
         self._open = True
+        self._swallowing = False
 
     async def _listen(self, target: str) -> str:
         host, _, port = target.rpartition(":")
@@ -56,7 +66,11 @@ class TcpProxy:
                 if self._open:
                     there = await asyncio.open_connection(host, int(port))
                     self._writers |= {writer, there[1]}
-                    await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
+                    number = next(self._numbers)
+                    if not self._swallowing:
+                        self._living.add(number)
+                    await asyncio.gather(self._pump(number, reader, there[1]), self._pump(number, there[0], writer))
+                    self._living.discard(number)
                     self._writers -= {writer, there[1]}
             except (OSError, asyncio.CancelledError):
                 pass
@@ -67,6 +81,18 @@ class TcpProxy:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         self._servers.append(server)
         return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _pump(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if number in self._living:
+                    writer.write(data)
+                    await writer.drain()
+        writer.transport.abort()
+
+    async def _swallow(self) -> None:
+        self._swallowing = True
+        self._living.clear()
 
     async def _cut(self) -> None:
         self._open = False
@@ -81,11 +107,3 @@ class TcpProxy:
             task.cancel()
         if self._serving:
             await asyncio.wait(self._serving)
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.transport.abort()

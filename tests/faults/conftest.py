@@ -1,10 +1,15 @@
 """The fault table: collected over a run, printed at its end, and written where it is asked for."""
 
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mq2mqtt.quickstart.rocketmq import RocketMQ
+from tests.conftest import run_on_jvm
 from tests.faults.report import FaultTable
+from tests.rocket_peer import RocketPeer
 
 _TABLE = pytest.StashKey[FaultTable]()
 
@@ -21,6 +26,24 @@ def fault_table(request: pytest.FixtureRequest) -> FaultTable:
     table = FaultTable(request.config.getoption("--rocketmq-version"))
     request.config.stash[_TABLE] = table
     return table
+
+
+@pytest.fixture(scope="session")
+def own(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, say: Callable[[str], None]
+) -> Iterator[RocketMQ]:
+    """Start the RocketMQ that the faults happen to; each test leaves it in working order, whatever happens."""
+    version = request.config.getoption("--rocketmq-version")
+    server = asyncio.run(run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def peer(own: RocketMQ) -> Iterator[RocketPeer]:
+    """Give an application at that RocketMQ."""
+    with RocketPeer(own.namesrv) as peer:
+        yield peer
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
