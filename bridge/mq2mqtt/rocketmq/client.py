@@ -219,14 +219,14 @@ class Client:
 
     # Groups
 
-    async def heartbeat(self, address: str) -> None:
-        """Tell the broker at `address` which groups this client is in.
+    async def heartbeat(self, address: str, *, consumer: str | None = None) -> None:
+        """Tell the broker at `address` which groups this client is in, or only that it is in the group `consumer`.
 
         Raises:
             NotConnected, RequestTimeout: it did not answer.
-            AnswerError: it refuses.
+            AnswerError: it refuses; for lack of a permission on one group, all of them.
         """
-        response = await self.call(address, RequestCode.HEART_BEAT, {}, self._groups.heartbeat())
+        response = await self.call(address, RequestCode.HEART_BEAT, {}, self._groups.heartbeat(consumer=consumer))
         admin.require_success(response, address)
 
     def register_producer(self, group: str) -> None:
@@ -358,6 +358,12 @@ class Client:
     async def _beat(self, address: str) -> None:
         try:
             await self.heartbeat(address)
+        except NoPermission:
+            # Those that are allowed must not be forgotten for the sake of one that is not.
+            beats = (self.heartbeat(address, consumer=group) for group in list(self._groups.consumers))
+            for result in await asyncio.gather(*beats, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    logger.debug("heartbeat: %s", result)
         except RocketMQError as error:
             logger.debug("heartbeat: %s", error)
 

@@ -10,7 +10,15 @@ from typing import Final, Self
 from mq2mqtt.rocketmq.allocation import allocate
 from mq2mqtt.rocketmq.client import Client
 from mq2mqtt.rocketmq.codes import RequestCode, ResponseCode
-from mq2mqtt.rocketmq.errors import DecodeError, NotConnected, RequestTimeout, RocketMQError, TopicNotFound, for_code
+from mq2mqtt.rocketmq.errors import (
+    DecodeError,
+    NoPermission,
+    NotConnected,
+    RequestTimeout,
+    RocketMQError,
+    TopicNotFound,
+    for_code,
+)
 from mq2mqtt.rocketmq.liveness import Liveness
 from mq2mqtt.rocketmq.message import ReceivedMessage
 from mq2mqtt.rocketmq.puller import PrefetchBudget, Puller
@@ -231,6 +239,7 @@ class Consumer:
         if self._client.client_id not in members:
             # Not heard of yet, or forgotten by a broker that was started again.
             self._client.register_consumer(self.group, self._data)
+            await self._join(route)
             if not self._pullers:
                 self._set_trouble(f"joining group {self.group}")
             return False
@@ -241,6 +250,14 @@ class Consumer:
             # The broker makes it with the group, or never where it may not.
             return complete
         return await self._own(retry_route, members) and complete
+
+    async def _join(self, route: TopicRoute) -> None:
+        """Tell the brokers now that this client is in the group; raises `AnswerError` when one does not want it."""
+        beats = (self._client.heartbeat(address, consumer=self.group) for address in _masters(route))
+        for result in await asyncio.gather(*beats, return_exceptions=True):
+            # One that cannot be reached is told later, by the client's own heartbeats.
+            if isinstance(result, BaseException) and not isinstance(result, NotConnected | RequestTimeout):
+                raise result
 
     async def _route(self) -> TopicRoute:
         try:
@@ -272,7 +289,7 @@ class Consumer:
 
     async def _list_members(self, route: TopicRoute) -> tuple[str, ...]:
         problem: RocketMQError = NotConnected(f"the brokers of {route.topic}", "none has a master now")
-        for address in sorted({address for name in route.brokers if (address := route.master(name))}):
+        for address in _masters(route):
             try:
                 response = await self._client.call(
                     address, RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": self.group}
@@ -282,9 +299,9 @@ class Consumer:
                 continue
             if response.code == ResponseCode.SUCCESS:
                 return tuple(parse_json(response.body).get("consumerIdList") or ())
-            if response.code == ResponseCode.SYSTEM_ERROR:
-                return ()  # "no consumer for this group"
             problem = for_code(response.code, response.remark, address=address)
+            if response.code == ResponseCode.SYSTEM_ERROR and not isinstance(problem, NoPermission):
+                return ()  # "no consumer for this group"
         raise problem
 
     async def _own(self, route: TopicRoute, members: Iterable[str]) -> bool:
@@ -435,6 +452,10 @@ class Consumer:
         if trouble is not None and trouble != self._trouble:
             logger.info("%s: %s", self.group, trouble)
         self._trouble = trouble
+
+
+def _masters(route: TopicRoute) -> list[str]:
+    return sorted({address for name in route.brokers if (address := route.master(name))})
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

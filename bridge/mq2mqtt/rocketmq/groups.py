@@ -20,11 +20,12 @@ class Groups:
         self.consumers: dict[str, Mapping[str, object]] = {}
         self._listeners: dict[str, Callable[[], None]] = {}
 
-    def heartbeat(self) -> bytes:
-        """Return the body of a HEART_BEAT request."""
+    def heartbeat(self, *, consumer: str | None = None) -> bytes:
+        """Return the body of a HEART_BEAT request: of all groups, or of one of the consumer groups."""
+        consumers = self.consumers if consumer is None else {consumer: self.consumers[consumer]}
         data = {
             "clientID": self._client_id,
-            "consumerDataSet": [{**data, "groupName": group} for group, data in sorted(self.consumers.items())],
+            "consumerDataSet": [{**data, "groupName": group} for group, data in sorted(consumers.items())],
             "producerDataSet": [{"groupName": group} for group in sorted(self.producers)],
             "heartbeatFingerprint": 0,
             "withoutSub": False,

@@ -9,9 +9,10 @@ import pytest
 
 from mq2mqtt import rocketmq
 from mq2mqtt.message import RocketMessage
-from mq2mqtt.rocketmq import Client, NotConnected, RequestCode, SendStatus, SystemBusy, TopicNotFound
+from mq2mqtt.rocketmq import Client, NoPermission, NotConnected, RequestCode, SendStatus, SystemBusy, TopicNotFound
 from mq2mqtt.rocketmq.remoting import Command, encode_request, frame
 from tests.unit.rocketmq.peer import Peer, peer, requests
+from tests.waiting import until
 
 MESSAGE = RocketMessage("t", b"body", {})
 
@@ -25,6 +26,7 @@ class Cluster:
         self.send_code = 0
         self.send_fields = {"queueOffset": "7"}
         self.heartbeat_code = 0
+        self.forbidden: str | None = None
         self.seen: list[Command] = []
         self.push: bytes = b""
 
@@ -37,7 +39,8 @@ class Cluster:
             elif request.code == RequestCode.SEND_MESSAGE_V2:
                 code, fields = self.send_code, self.send_fields
             elif request.code == RequestCode.HEART_BEAT:
-                code = self.heartbeat_code
+                groups = {one["groupName"] for one in json.loads(request.body)["consumerDataSet"]}
+                code = 16 if self.forbidden in groups else self.heartbeat_code
             header = {"code": code, "opaque": request.opaque, "flag": 1, "extFields": fields, "remark": "as told"}
             writer.write(frame(json.dumps(header).encode(), body) + self.push)
             self.push = b""
@@ -181,6 +184,24 @@ async def test_a_refused_heartbeat_is_an_error_to_who_asks_and_no_harm_otherwise
         with pytest.raises(SystemBusy):
             await client.heartbeat(cluster.address)
         await client.send("t", "b", 0, [MESSAGE])
+
+
+async def test_one_forbidden_group_does_not_keep_the_others_from_being_known() -> None:
+    cluster = Cluster()
+    cluster.forbidden = "b"
+    async with started(cluster) as client:
+        await client.route("t")
+        for group in ("a", "b", "c"):
+            client.register_consumer(group, {"consumeType": "CONSUME_PASSIVELY"})
+
+        def known() -> set[str]:
+            beats = [json.loads(one.body) for one in cluster.seen if one.code == RequestCode.HEART_BEAT]
+            groups = [{data["groupName"] for data in beat["consumerDataSet"]} for beat in beats]
+            return set().union(*(beat for beat in groups if "b" not in beat))
+
+        await until(lambda: known() == {"a", "c"})
+        with pytest.raises(NoPermission):
+            await client.heartbeat(cluster.address, consumer="b")
 
 
 async def test_connections_that_nobody_uses_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
