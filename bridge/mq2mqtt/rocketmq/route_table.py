@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 30.0  # as the Java client
 _FORGET_SECONDS: Final = 600.0
+_USED_SECONDS: Final = 2.0
 _HURRY_SECONDS: Final = 1.0  # at most one hurried refresh of a topic in this time
 
 
@@ -60,11 +61,17 @@ class RouteTable:
         return task.result()
 
     def cached(self, topic: str) -> TopicRoute | None:
-        """Return the last route that was seen, however old, and count that as use."""
+        """Return the last route that was seen, however old, and count that as use.
+
+        While it is used it is kept at most about 2 seconds old: brokers go on taking messages for a topic that was
+        made read-only, so the route alone tells that (seen on 5.3.3).
+        """
         entry = self._entries.get(topic)
         if entry is None:
             return None
-        entry.used_at = asyncio.get_running_loop().time()
+        now = entry.used_at = asyncio.get_running_loop().time()
+        if entry.route is not None and now - max(entry.fetched_at, entry.tried_at) >= _USED_SECONDS:
+            self._refresh(topic, entry)
         return entry.route
 
     def doubt(self, topic: str) -> None:

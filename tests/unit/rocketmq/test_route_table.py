@@ -75,6 +75,19 @@ async def test_doubt_refreshes_in_the_background_and_not_too_often(monkeypatch: 
     assert names.fetched == 2
 
 
+async def test_a_route_in_use_is_kept_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names()
+    table = RouteTable(names.fetch)
+    await table.get("t", max_age=30)
+    names.address = "h:2"
+    table.cached("t")
+    await asyncio.sleep(0)
+    assert names.fetched == 1
+    monkeypatch.setattr("mq2mqtt.rocketmq.route_table._USED_SECONDS", 0)
+    while table.cached("t") != route("h:2"):
+        await asyncio.sleep(0)
+
+
 async def test_old_routes_are_refreshed_and_unused_ones_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names()
     table = RouteTable(names.fetch)
