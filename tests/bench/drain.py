@@ -9,7 +9,7 @@ from pathlib import Path
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
-from tests.bench.experiment import Bench, Measurement
+from tests.bench.experiment import Bench, Experiment, Measurement
 from tests.bench.rocketmq_client import batches_of, target
 from tests.bench.servers import DRAIN_SECONDS, BridgeServer, cpu_seconds
 
@@ -101,4 +101,4 @@ async def drain(bench: Bench) -> list[Measurement]:
     return [Measurement("drained", rate, "msg/s", alone), Measurement("CPU of the server", cpu_us, "us/msg")]
 
 
-EXPERIMENTS = {"drain": drain}
+EXPERIMENTS = {"drain": Experiment(drain)}

@@ -95,8 +95,17 @@ class Bench:
         self._temporary.cleanup()
 
 
-Experiment = Callable[[Bench], Awaitable[list[Measurement]]]
-"""Called once for each run; the first run is a warm-up, whose figures are dropped."""
+@dataclass(frozen=True)
+class Experiment:
+    """What `scripts/bench` runs under a name."""
+
+    measure: Callable[[Bench], Awaitable[list[Measurement]]]
+    """Called once for each run, and once before them to warm up; those figures are dropped."""
+    slow: bool = False
+    """Starts its servers anew in each run: no warm-up, and at most `SLOW_RUNS` runs."""
+
+
+SLOW_RUNS = 3
 
 
 async def gather_bounded(work: Callable[[int], Awaitable[object]], *, count: int, in_flight: int) -> None:

@@ -84,11 +84,14 @@ class Connection:
 class Publisher:
     """Keeps `window` publishes in flight at QoS 1; at QoS 0 writes as fast as the server reads."""
 
-    def __init__(self, connection: Connection, *, topic: str, qos: int, window: int) -> None:
+    def __init__(self, connection: Connection, *, topic: str, qos: int, window: int, limit: int) -> None:
         self.connection = connection
         self.sent = 0
+        self._acknowledged = 0
+        self._partial = 0  # bytes of a PUBACK whose rest is on its way
         self._qos = qos
         self._room = window
+        self._limit = limit
         packets = [
             mqtt.publish_packet(topic, b"%064d" % number, qos=qos, packet_id=number + 1) for number in range(_PACKETS)
         ]
@@ -100,12 +103,15 @@ class Publisher:
         """Publishes without PUBACK."""
         return self.sent - self._acknowledged
 
-    _acknowledged = 0
-    _partial = 0
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is more to publish."""
+        return self.sent < self._limit
 
     def publish(self) -> None:
         """Send what the window has room for."""
         count = self._room - self.in_flight if self._qos else _QOS_0_AT_ONCE
+        count = min(count, self._limit - self.sent)
         while count:
             first = self.sent % _PACKETS
             some = min(count, _PACKETS - first)
@@ -123,13 +129,14 @@ class Publisher:
 
 
 def publish(arguments: argparse.Namespace) -> dict[str, float]:
-    """Publish for some seconds; the end is when the server has routed all of it."""
+    """Publish for some seconds, or `messages` each; the end is when the server has routed all of it."""
     publishers = [
         Publisher(
-            Connection(arguments.port, f"GID_load@@@{number:05d}"),
+            Connection(arguments.port, f"GID_{arguments.mode}@@@{number:05d}"),
             topic=arguments.topic,
             qos=arguments.qos,
             window=arguments.window,
+            limit=arguments.messages or sys.maxsize,
         )
         for number in range(arguments.clients)
     ]
@@ -151,7 +158,7 @@ def publish(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _publish_unacknowledged(publishers: list[Publisher], deadline: float) -> None:
-    while time.perf_counter() < deadline:
+    while time.perf_counter() < deadline and any(publisher.unfinished for publisher in publishers):
         for publisher in publishers:
             publisher.publish()
 
@@ -212,7 +219,7 @@ def subscribe(arguments: argparse.Namespace) -> dict[str, float]:
     filters = cycle(_filters(arguments))
     each = arguments.filters // arguments.clients or 1
     for number in range(arguments.clients):
-        connection = Connection(arguments.port, f"GID_load@@@{number:05d}")
+        connection = Connection(arguments.port, f"GID_{arguments.mode}@@@{number:05d}")
         mine = list(islice(filters, each))
         for first in range(0, each, 500):
             connection.subscribe(mine[first : first + 500], qos=arguments.qos)
@@ -245,7 +252,9 @@ def _filters(arguments: argparse.Namespace) -> list[str]:
 def connect(arguments: argparse.Namespace) -> dict[str, float]:
     """Connect, and stay until standard input ends."""
     start = time.perf_counter()
-    connections = [Connection(arguments.port, f"GID_load@@@{number:05d}") for number in range(arguments.clients)]
+    connections = [
+        Connection(arguments.port, f"GID_{arguments.mode}@@@{number:05d}") for number in range(arguments.clients)
+    ]
     seconds = time.perf_counter() - start
     print("ready", flush=True)
     sys.stdin.read()

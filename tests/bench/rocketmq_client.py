@@ -3,13 +3,13 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq import Client, RequestCode, Response, SystemBusy, WriteQueue, decode_messages
-from tests.bench.experiment import Bench, Measurement, gather_bounded
+from tests.bench.experiment import Bench, Experiment, Measurement, gather_bounded
 
 SINGLES = 20_000
 BATCHED = 400_000
@@ -32,9 +32,11 @@ def make_message(topic: str, number: int) -> RocketMessage:
     return RocketMessage(topic, _BODY, properties)
 
 
-def batches_of(topic: str, count: int) -> list[list[RocketMessage]]:
+def batches_of(
+    topic: str, count: int, make: Callable[[str, int], RocketMessage] = make_message
+) -> list[list[RocketMessage]]:
     """Make `count` messages, in batches."""
-    messages = [make_message(topic, number) for number in range(count)]
+    messages = [make(topic, number) for number in range(count)]
     return [messages[first : first + BATCH] for first in range(0, count, BATCH)]
 
 
@@ -66,6 +68,12 @@ class Target:
         """Return how many messages the queues show: a broker indexes them after it has answered."""
         offsets = (self.client.max_offset(self.address, self.topic, queue.queue_id) for queue in self.queues)
         return sum(await asyncio.gather(*offsets))
+
+    async def wait_shown(self, count: int) -> None:
+        """Wait until the queues show `count` messages."""
+        async with asyncio.timeout(60):
+            while await self.shown() < count:
+                await asyncio.sleep(0.05)
 
     async def _pull(self, queue: WriteQueue, offset: int) -> Response:
         fields = {
@@ -100,16 +108,18 @@ class Target:
 
 
 @asynccontextmanager
-async def target(bench: Bench) -> AsyncIterator[Target]:
-    """Make a topic, and delete it afterwards."""
-    topic = f"bench_{uuid.uuid4().hex[:12]}"
+async def target(bench: Bench, topic: str | None = None) -> AsyncIterator[Target]:
+    """Connect to `topic`; without one make one of 8 queues, and delete it afterwards."""
     async with Client(namesrv=await bench.namesrv(), client_id="bench", request_timeout=10) as client:
-        await client.create_topic(topic, queues=8)
-        queues = await client.queues(topic)
-        address = (await client.route(topic)).master(queues[0].broker)
+        name = topic or f"bench_{uuid.uuid4().hex[:12]}"
+        if topic is None:
+            await client.create_topic(name, queues=8)
+        queues = await client.queues(name)
+        address = (await client.route(name)).master(queues[0].broker)
         assert address is not None
-        yield Target(client, topic, queues, address)
-        await client.delete_topic(topic)
+        yield Target(client, name, queues, address)
+        if topic is None:
+            await client.delete_topic(name)
 
 
 async def client_send(bench: Bench) -> list[Measurement]:
@@ -147,8 +157,7 @@ async def client_receive(bench: Bench) -> list[Measurement]:
     async with target(bench) as broker:
         count = bench.scaled(RECEIVED)
         await broker.fill(batches_of(broker.topic, count))
-        while await broker.shown() < count:
-            await asyncio.sleep(0.05)
+        await broker.wait_shown(count)
         start = time.perf_counter()
         await broker.drain(decode=False)
         pulled = count / (time.perf_counter() - start)
@@ -159,4 +168,8 @@ async def client_receive(bench: Bench) -> list[Measurement]:
     return [Measurement("received", rate, "msg/s", pulled)]
 
 
-EXPERIMENTS = {"client-send": client_send, "client-batch": client_batch, "client-receive": client_receive}
+EXPERIMENTS = {
+    "client-send": Experiment(client_send),
+    "client-batch": Experiment(client_batch),
+    "client-receive": Experiment(client_receive),
+}

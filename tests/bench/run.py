@@ -9,35 +9,41 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from mq2mqtt.log import quiet_client
 from tests.bench import report
-from tests.bench.experiment import Bench, Experiment, Measurement
+from tests.bench.experiment import SLOW_RUNS, Bench, Experiment, Measurement
 
 MODULES = (
     "tests.bench.uplink",
     "tests.bench.drain",
+    "tests.bench.downlink",
+    "tests.bench.latency",
+    "tests.bench.growth",
     "tests.bench.rocketmq_client",
     "tests.bench.spool",
 )
-"""Each has `EXPERIMENTS`: name -> function."""
+"""Each has `EXPERIMENTS`: name -> experiment."""
 
 
-async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int, warm_up: bool) -> list[report.Row]:
-    """Run each experiment once to warm up and then `runs` times."""
+async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> list[report.Row]:
+    """Run each experiment once to warm up and then `runs` times; `quick`, and what is slow, without the former."""
     rows: list[report.Row] = []
     for name, experiment in chosen.items():
         results: list[list[Measurement]] = []
-        begin = time.monotonic()
-        load = os.getloadavg()[0]
-        for bench.run in range(0 if warm_up else 1, runs + 1):
-            print(f"{name}: {f'run {bench.run} of {runs}' if bench.run else 'warm-up'}", file=sys.stderr)
-            results.append(await experiment(bench))
+        begin, load = time.monotonic(), os.getloadavg()[0]
+        counted = min(runs, SLOW_RUNS) if experiment.slow else runs
+        for number in range(1 if experiment.slow or bench.quick else 0, counted + 1):
+            bench.run = number
+            print(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}", file=sys.stderr)
+            results.append(await experiment.measure(bench))
         bench.end_experiment()
-        new = report.summarize(name, results[-runs:])
+        new = report.summarize(name, results[-counted:])
         print(
             f"{report.table(new)}\n"
             f"{name}: {time.monotonic() - begin:.0f} s, load {load:.2f} before, {os.getloadavg()[0]:.2f} after",
@@ -77,6 +83,10 @@ def main() -> None:
     for module in MODULES:
         known |= importlib.import_module(module).EXPERIMENTS
     arguments = parse(known)
+    quiet_client()
+    # A thousand clients are a thousand sockets, here and in the servers, which inherit it.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     chosen = {name: known[name] for name in arguments.experiment or known}
     loop_name, loop_factory = "asyncio", asyncio.new_event_loop
     with tempfile.TemporaryDirectory(prefix="mq2mqtt-bench-") as directory:
@@ -90,7 +100,7 @@ def main() -> None:
             with asyncio.Runner(loop_factory=loop_factory) as runner:
                 before = runner.run(report.surroundings(bench, loop_name))
                 runs = 1 if arguments.quick else arguments.runs
-                rows = runner.run(run_all(chosen, bench, runs=runs, warm_up=not arguments.quick))
+                rows = runner.run(run_all(chosen, bench, runs=runs))
         finally:
             bench.close()
     print(f"{before}; load {report.load()} at the end\n")

@@ -88,15 +88,45 @@ class AloneServer:
 class BridgeServer:
     """amqtt with the bridge, by `mq2mqtt run`."""
 
+    topic = ""
+    """RocketMQ topic of its rule."""
+    rocketmq_away = False
+    """Nothing will leave its lanes."""
+
     def __init__(self, bench: Bench, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
         self.bridge = BridgeProcess(bench.directory / f"bridge-{uuid.uuid4().hex[:8]}", namesrv=namesrv, rules=rules)
 
     @classmethod
-    async def start(cls, bench: Bench, rules: list[dict[str, Any]]) -> Self:
+    async def start(cls, bench: Bench, rules: list[dict[str, Any]], *, topic: str = "") -> Self:
         """Start it on the bench's RocketMQ and wait until its rules are up."""
         server = cls(bench, namesrv=await bench.namesrv(), rules=rules)
+        server.topic = topic
         await server.run()
         return server
+
+    @classmethod
+    async def outbound(cls, bench: Bench) -> Self:
+        """Start one with a rule from `sensors` to `topic`."""
+        topic = await new_topic(bench)
+        rule = {"id": "bench-out", "type": "outbound", "source": "sensors", "target": topic}
+        return await cls.start(bench, [rule], topic=topic)
+
+    @classmethod
+    async def inbound(cls, bench: Bench) -> Self:
+        """Start one with a rule from `topic` to `devices`."""
+        topic = await new_topic(bench, queues=8)
+        rule = {"id": "bench-in", "type": "inbound", "source": topic, "target": "devices"}
+        return await cls.start(bench, [rule], topic=topic)
+
+    @classmethod
+    async def both_ways(cls, bench: Bench) -> Self:
+        """Start one with a rule from `sensors` to the first word of `topic`, and one from the second to `devices`."""
+        up, down = await new_topic(bench), await new_topic(bench)
+        rules = [
+            {"id": "bench-out", "type": "outbound", "source": "sensors", "target": up},
+            {"id": "bench-in", "type": "inbound", "source": down, "target": "devices"},
+        ]
+        return await cls.start(bench, rules, topic=f"{up} {down}")
 
     async def run(self, *, ready: bool = True) -> float:
         """Start the process; return how many seconds it took until it was ready, or listened."""

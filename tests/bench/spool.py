@@ -9,7 +9,7 @@ from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Durability, Lane
 from mq2mqtt.spool.reader import LaneReader
-from tests.bench.experiment import Bench, Measurement
+from tests.bench.experiment import Bench, Experiment, Measurement
 
 MESSAGES = 300_000
 READ_AT_ONCE = 256
@@ -103,4 +103,8 @@ async def spool_commit(bench: Bench) -> list[Measurement]:
     return [Measurement("committed", rate, "frames/s", alone)]
 
 
-EXPERIMENTS = {"spool-append": spool_append, "spool-read": spool_read, "spool-commit": spool_commit}
+EXPERIMENTS = {
+    "spool-append": Experiment(spool_append),
+    "spool-read": Experiment(spool_read),
+    "spool-commit": Experiment(spool_commit),
+}
