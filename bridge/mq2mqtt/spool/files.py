@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mq2mqtt.errors import LaneError, LaneLockedError
 
-__all__ = ["FileLock", "map_errors", "replace_file", "sync_directory"]
+__all__ = ["FileLock", "make_directory", "map_errors", "replace_file", "sync_directory"]
 
 
 @contextlib.contextmanager
@@ -27,6 +27,21 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_directory(path: Path, *, mode: int = 0o777) -> None:
+    """Make a directory and those above it where they are missing, so that they survive a loss of power.
+
+    What is there already may have been made by a process that was killed before it came to the fsync.
+    """
+    if path.is_dir():
+        # Not ours to read, so not made by us.
+        with contextlib.suppress(PermissionError):
+            sync_directory(path.parent)
+        return
+    make_directory(path.parent)
+    path.mkdir(mode=mode, exist_ok=True)
+    sync_directory(path.parent)
 
 
 def replace_file(path: Path, data: bytes, *, sync: bool) -> None:

@@ -15,7 +15,9 @@ from mq2mqtt.spool.properties import decode_properties, encode_properties
 
 __all__ = [
     "HEADER_BYTES",
+    "LEGAL_FLAGS",
     "MAX_FRAME_BYTES",
+    "MAX_SEARCH_BYTES",
     "PREFIX_BYTES",
     "VERSION",
     "Frame",
@@ -41,6 +43,9 @@ HEADER_BYTES: Final = 28
 MAX_FRAME_BYTES: Final = 1 << 29
 """No frame is longer: an MQTT packet holds at most 256 MiB. A larger size is damage."""
 
+MAX_SEARCH_BYTES: Final = 1 << 30
+"""What `find_frame` reads at most, a second's work: 16 of the longest segments."""
+
 # version, kind, flags and reserved are read as one u32, the `mark`: one dictionary look-up judges all four.
 _HEADER = struct.Struct("<IIIHHIQ")
 _SIZE_AND_CRC = struct.Struct("<II")
@@ -57,13 +62,12 @@ _QOS_MASK = 0x03
 _KNOWN_FLAGS = 0x1F
 
 
+LEGAL_FLAGS: Final = tuple(flags for flags in range(_KNOWN_FLAGS + 1) if flags & _QOS_MASK != _QOS_MASK)
+"""Every value that the flags of a frame can have."""
+
+
 def _legal_marks() -> dict[int, tuple[int, int]]:
-    return {
-        VERSION | kind << 8 | flags << 16: (kind, flags)
-        for kind in range(1, 5)
-        for flags in range(_KNOWN_FLAGS + 1)
-        if flags & _QOS_MASK != _QOS_MASK
-    }
+    return {VERSION | kind << 8 | flags << 16: (kind, flags) for kind in range(1, 5) for flags in LEGAL_FLAGS}
 
 
 _MARKS: Final = _legal_marks()
@@ -323,5 +327,18 @@ def possible_frames(buffer: bytes, start: int) -> Iterator[int]:
 
 
 def find_frame(buffer: bytes, start: int) -> int | None:
-    """Return the position of the first sound frame at or after `start`, at whatever byte, or `None`."""
-    return next((at for at in possible_frames(buffer, start) if frame_end(buffer, at) is not None), None)
+    """Return the position of the first sound frame at or after `start`, at whatever byte, or `None`.
+
+    A payload may be made of headers that announce long frames, and reading each of them would take hours: the search
+    ends when it has read `MAX_SEARCH_BYTES`.
+    """
+    left = MAX_SEARCH_BYTES
+    for position in possible_frames(buffer, start):
+        if frame_end(buffer, position) is not None:
+            return position
+        size = size_of(buffer, position) or 0
+        if size <= len(buffer) - position:
+            left -= size
+        if left < 0:
+            break
+    return None

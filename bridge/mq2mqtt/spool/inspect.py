@@ -13,8 +13,8 @@ from mq2mqtt.spool.info import read_info
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.parked import count_parked
 from mq2mqtt.spool.reader import Entry
-from mq2mqtt.spool.recovery import find_head, list_segments, read_chain, unsettled
-from mq2mqtt.spool.segment import HEADER_BYTES, SegmentHeader
+from mq2mqtt.spool.recovery import base_of, find_head, list_segments, read_chain, unsettled
+from mq2mqtt.spool.segment import HEADER_BYTES
 
 __all__ = ["LaneSummary", "read_entries", "summarize", "summarize_all"]
 
@@ -116,18 +116,26 @@ def _read_segment(path: Path, stored: Head | None, *, is_last: bool) -> Iterator
             data = path.read_bytes()
         except FileNotFoundError:
             return
-    if is_last and len(data) < HEADER_BYTES:
-        return
-    offset, position = SegmentHeader.unpack(data, path).base, HEADER_BYTES
+    offset, position = base_of(path), HEADER_BYTES
     if stored is not None and stored.segment == offset and HEADER_BYTES <= stored.position <= len(data):
         offset, position = stored.offset, stored.position
     while True:
         frames, ends = codec.decode_frames(data, position, max_frames=_STEP_MESSAGES)
         if not frames:
             break
-        yield from map(Entry, range(offset, offset + len(frames)), frames)
+        # Where the cursor points may be lost with what stood there.
+        settled = max(0, stored.offset - offset) if stored is not None else 0
+        yield from map(Entry, range(offset + settled, offset + len(frames)), frames[settled:])
         offset, position = offset + len(frames), ends[-1]
     problem = codec.problem_at(data, position)
     # The last one may end in a write that is under way, or that a crash cut off.
-    if problem is not None or (not is_last and position < len(data)):
+    if (problem is not None or (not is_last and position < len(data))) and not _is_end(path, position):
         raise LaneCorruptError(f"{path}: byte {position}: {problem or 'frame cut off'}")
+
+
+def _is_end(path: Path, position: int) -> bool:
+    """Whether a loss of power explains what comes after `position`; raises as `read_chain`."""
+    created_us, stored = _cursor(path.parent)
+    chain = read_chain(path.parent, created_us=created_us, boot_id=Machine().boot_id, stored=stored)
+    ends = {segment.path: segment.size for segment in chain.segments}
+    return position >= ends.get(path, HEADER_BYTES)

@@ -17,10 +17,19 @@ from mq2mqtt.errors import FrameTooLargeError, LaneError, LaneFullError
 from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.commit import GroupCommit
 from mq2mqtt.spool.cursor import Head, read_cursor
-from mq2mqtt.spool.files import FileLock, map_errors, sync_directory
+from mq2mqtt.spool.files import FileLock, make_directory, map_errors, sync_directory
 from mq2mqtt.spool.info import LaneInfo, read_info, write_info
 from mq2mqtt.spool.machine import Machine
-from mq2mqtt.spool.recovery import WRITER_LOCK, Chain, find_head, list_segments, read_chain, unsettled
+from mq2mqtt.spool.recovery import (
+    WRITER_LOCK,
+    Chain,
+    base_of,
+    created_us_of,
+    find_head,
+    list_segments,
+    read_chain,
+    unsettled,
+)
 from mq2mqtt.spool.segment import HEADER_BYTES, Segment, SegmentHeader, segment_name
 
 if TYPE_CHECKING:
@@ -102,10 +111,7 @@ class Lane:
         """
         lane = cls(path, max_bytes=max_bytes, durability=durability, machine=machine or Machine())
         with map_errors(path, "create"):
-            created = not path.is_dir()
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if created:
-                sync_directory(path.parent)
+            make_directory(path, mode=0o700)
         lane._lock = FileLock(path / WRITER_LOCK, role="writer")
         try:
             with map_errors(path, "open"):
@@ -122,8 +128,7 @@ class Lane:
         stored, remark = None, None
         if created_us is None and paths:
             # lane.json is lost; a segment's header has what matters of it.
-            with paths[0].open("rb") as file:
-                created_us = SegmentHeader.unpack(file.read(HEADER_BYTES), paths[0]).created_us
+            created_us = created_us_of(paths)
             remark = f"lane {self.path}: lane.json was missing and is made anew"
         if created_us is None:
             created_us = self._machine.now_us()
@@ -140,20 +145,22 @@ class Lane:
     def _adopt(self, chain: Chain, stored: Head | None) -> None:
         """Cut and delete what a crash left, find the head, and open or make the segment to append to."""
         floor = stored.offset if stored else 0
-        if chain.unborn is not None:
-            floor = max(floor, int(chain.unborn.stem))
-            self._remark(f"lane {self.path}: removed {chain.unborn.name}, a crash came before its header")
-            chain.unborn.unlink()
+        for path in chain.unborn:
+            floor = max(floor, base_of(path))
+            self._remark(f"lane {self.path}: removed {path.name}, a crash came before its header")
+            path.unlink()
+        for text in chain.remarks:
+            self._remark(text)
+        for segment in chain.torn:
+            self._cut(segment)
         if not chain.segments:
             if stored:
                 self._remark(f"lane {self.path}: all its segments were removed, and with them what was not sent yet")
+            if floor:
                 floor += _SKIP_AFTER_BOOT
             self.first = self.last = self._create(max(floor, self._machine.now_us(), self.info.created_us), None)
         else:
             self.first, self.last = chain.segments[0], chain.segments[-1]
-            if chain.torn_bytes:
-                self._remark(f"{self.last.path}: cut {chain.torn_bytes} bytes of an unfinished write after its frames")
-                os.truncate(self.last.path, self.last.size)
             if stored and stored.offset > self.last.end:
                 self._remark(f"lane {self.path}: cursor {floor} lies behind the last message: all of them are settled")
             if floor > self.last.end or not chain.same_boot:
@@ -166,6 +173,17 @@ class Lane:
         self._remark(remark and f"lane {self.path}: {remark}")
         self.messages, self.unsent_bytes = unsettled(chain.segments, self.head)
         self._delete_settled()
+
+    def _cut(self, segment: Segment) -> None:
+        """Cut off what a crash left after the last frame, for good: a later segment's header tells of the length."""
+        descriptor = os.open(segment.path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            torn = os.fstat(descriptor).st_size - segment.size
+            self._remark(f"{segment.path}: cut {torn} bytes of an unfinished write after its frames")
+            os.ftruncate(descriptor, segment.size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _begin_segment(self, base: int) -> None:
         """Begin a segment whose base is not the last one's end; later, if the disk is full: the lane must drain."""
@@ -351,13 +369,15 @@ class Lane:
         ).pack()
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            whole = os.write(descriptor, header) == len(header)
+            if os.write(descriptor, header) != len(header):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # noqa: TRY301 - one way out
+            if previous is None or base != previous.end:
+                # Were it lost, the same offsets would be chosen again where the clock restarts in the past.
+                os.fsync(descriptor)
+                sync_directory(self.path)
         except OSError:
             _discard(descriptor, path)
             raise
-        if not whole:
-            _discard(descriptor, path)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         self._descriptor = descriptor
         return Segment(path, base, base, HEADER_BYTES)
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from mq2mqtt.errors import LaneCorruptError, LaneError, LaneFullError
 from mq2mqtt.spool import frame as codec
-from mq2mqtt.spool.files import map_errors, replace_file, sync_directory
+from mq2mqtt.spool.files import make_directory, map_errors, replace_file
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.lane import Durability
 from mq2mqtt.spool.machine import Machine
@@ -66,6 +66,7 @@ class ParkedStore:
         self._max_messages = max_messages
         self._sync = durability == "power"
         self._machine = machine or Machine()
+        self._directory_is_safe = False
         self._changed_ns = -1
         self._sizes: dict[str, int] = {}
         self._look()
@@ -112,10 +113,9 @@ class ParkedStore:
 
     def _write(self, name: str, record: bytes) -> None:
         try:
-            if not self._directory.is_dir():
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if self._sync:
-                    sync_directory(self._directory.parent)
+            if not self._directory_is_safe or not self._directory.is_dir():
+                make_directory(self._directory, mode=0o700)
+                self._directory_is_safe = True
             replace_file(self._directory / name, record, sync=self._sync)
         except OSError as error:
             raise LaneFullError(f"cannot park in {self._directory}: {error.strerror}") from error

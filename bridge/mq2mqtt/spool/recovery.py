@@ -4,8 +4,7 @@ Reads only; `Lane.open` cuts and deletes. `docs/spool.md` ("Opening a lane") giv
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -22,6 +21,8 @@ __all__ = [
     "READER_LOCK",
     "WRITER_LOCK",
     "Chain",
+    "base_of",
+    "created_us_of",
     "find_head",
     "list_segments",
     "read_chain",
@@ -33,21 +34,26 @@ READER_LOCK: Final = "reader.lock"
 PARKED_NAME: Final = "parked"
 _OTHERS = frozenset((INFO_NAME, CURSOR_NAME, WRITER_LOCK, READER_LOCK, PARKED_NAME))
 _NO_BOOT = bytes(16)
+# What a disk writes at once or not at all.
+_SECTOR_BYTES = 512
+_UNWRITTEN = bytes(_SECTOR_BYTES)
 
 
 @dataclass(slots=True)
 class Chain:
     """The segments of a lane, oldest first and linked, and what a crash left behind."""
 
-    segments: list[Segment]
+    segments: list[Segment] = field(default_factory=list)
     same_boot: bool = False
     """Whether the last segment was made since the machine started: it can have lost nothing but an unfinished write."""
-    torn_bytes: int = 0
-    """Bytes after the last sound frame, to be cut off."""
+    torn: list[Segment] = field(default_factory=list)
+    """Those whose files go on behind the last sound frame, to be cut to `size`."""
     before: int = 0
     """Offset after the last message of the segment before the first one: what is gone ends there."""
-    unborn: Path | None = None
-    """A segment file whose header was never written, to be deleted."""
+    unborn: list[Path] = field(default_factory=list)
+    """Segment files behind the last one whose headers were never written, to be deleted."""
+    remarks: list[str] = field(default_factory=list)
+    """What a loss of power took from segments before the last one."""
 
 
 class _Tail(NamedTuple):
@@ -55,8 +61,12 @@ class _Tail(NamedTuple):
     """Offset after the last sound frame."""
     position: int
     """Byte after it."""
-    size: int
-    """Bytes of the file."""
+    torn: bool
+    """Whether the file goes on there."""
+    problem: str | None = None
+    """What is wrong there, unless it is a prefix of a frame."""
+    lost: bool = False
+    """Whether a loss of power explains the problem."""
 
 
 def list_segments(lane: Path) -> list[Path]:
@@ -81,67 +91,161 @@ def list_segments(lane: Path) -> list[Path]:
 def read_chain(lane: Path, *, created_us: int | None, boot_id: bytes, stored: Head | None) -> Chain:
     """Read the headers of all segments and walk through the last one; `created_us` is `None` if it is not known.
 
-    Frames of earlier segments are checked when they are read, and so are those that the cursor has passed never.
+    Frames of earlier segments are checked when they are read, and so are those that the cursor has passed never. But
+    what was written in a boot that has ended may have been taken by a loss of power in any order: that is looked for.
 
     Raises:
         LaneCorruptError: damage that no crash explains; the text names the file, the byte and what to do.
         LaneError: a file cannot be read.
     """
-    paths = list_segments(lane)
-    chain = Chain([])
-    if paths and _is_unborn(paths[-1]):
-        chain.unborn = paths.pop()
-    headers = [_read_header(path) for path in paths]
-    chain.segments = [Segment(path, header.base, header.base, 0) for path, header in zip(paths, headers, strict=True)]
-    for segment, header in zip(chain.segments, headers, strict=True):
-        if header.created_us != (headers[0].created_us if created_us is None else created_us):
-            raise LaneCorruptError(f"{segment.path}: byte 24: a segment of another lane; move it away")
-    for (segment, following), header in zip(pairwise(chain.segments), headers[1:], strict=True):
-        _link(segment, following, header)
-    if chain.segments:
-        chain.before = headers[0].previous_end
-        last = chain.segments[-1]
-        chain.same_boot = headers[-1].boot_id == boot_id != _NO_BOOT
-        tail = _walk_last(last, stored, same_boot=chain.same_boot)
-        last.end, last.size, chain.torn_bytes = tail.offset, tail.position, tail.size - tail.position
+    chain = Chain()
+    found = [(path, _read_header(path)) for path in list_segments(lane)]
+    while found and found[-1][1] is None:
+        chain.unborn.append(found.pop()[0])
+    headers = [header for _, header in found if header is not None]
+    for path, header in found:
+        if header and header.created_us != (headers[0].created_us if created_us is None else created_us):
+            raise LaneCorruptError(f"{path}: byte 24: a segment of another lane; move it away")
+    chain.segments = [Segment(path, base_of(path), base_of(path), HEADER_BYTES) for path, _ in found]
+    if not chain.segments:
+        return chain
+    first, last = found[0][1], chain.segments[-1]
+    chain.before = first.previous_end if first else 0
+    chain.same_boot = headers[-1].boot_id == boot_id != _NO_BOOT
+    if chain.same_boot and chain.unborn and (len(chain.unborn) > 1 or _has_frames(chain.unborn[0])):
+        raise _no_header(chain.unborn[-1])
+    past = _Past(chain, boot_id=boot_id, crashed_boot=headers[-1].boot_id, stored=stored)
+    for number, segment in enumerate(chain.segments[:-1]):
+        segment.next = chain.segments[number + 1]
+        following = [header for _, header in found[number + 1 :] if header is not None]
+        past.look_at(segment, found[number][1], successor=found[number + 1][1], made_later=following[0])
+    tail = _walk(last, stored)
+    if tail.problem is not None and (chain.same_boot or not tail.lost):
+        raise _damage(last.path, tail.position, tail.problem)
+    _end_at(chain, last, tail)
     return chain
 
 
-def _is_unborn(path: Path) -> bool:
-    """Whether the last segment has no header because a crash came first: too short, or zeros to the end."""
+def base_of(path: Path) -> int:
+    """Return the offset of the first frame of a segment file, by its name."""
+    return int(path.stem)
+
+
+def created_us_of(paths: Iterable[Path]) -> int | None:
+    """Return the creation time of the lane that these segments are of; `None` if no header says it.
+
+    Raises:
+        LaneCorruptError, LaneError: a file is no segment, or cannot be read.
+    """
+    return next((header.created_us for path in paths if (header := _read_header(path)) is not None), None)
+
+
+def _read_header(path: Path) -> SegmentHeader | None:
+    """Return the header; `None` if it was never wholly written because a crash came first."""
     with map_errors(path, "read"), path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
-        if len(head) < HEADER_BYTES:
-            return True
-        return not any(head) and not any(iter(lambda: file.read(1 << 20).strip(b"\0"), b""))
+        head = file.read(_SECTOR_BYTES)
+    try:
+        return SegmentHeader.unpack(head[:HEADER_BYTES], path)
+    except LaneCorruptError:
+        if any(head) and _has_frames(path):
+            raise
+        return None
 
 
-def _read_header(path: Path) -> SegmentHeader:
+def _has_frames(path: Path) -> bool:
+    """Whether anything stands behind the header."""
     with map_errors(path, "read"), path.open("rb") as file:
-        return SegmentHeader.unpack(file.read(HEADER_BYTES), path)
+        file.seek(HEADER_BYTES)
+        return any(iter(lambda: file.read(1 << 20).strip(b"\0"), b""))
 
 
-def _link(segment: Segment, following: Segment, header: SegmentHeader) -> None:
-    if header.previous_base != segment.base:
-        raise LaneCorruptError(
-            f"{segment.path.with_name(segment_name(header.previous_base))}: missing, between {segment.path.name} and"
-            f" {following.path.name}; put it back, or move the segments before {following.path.name} away too"
-            " to give their messages up"
+def _no_header(path: Path) -> LaneCorruptError:
+    return LaneCorruptError(f"{path}: byte 0: no segment of a lane, or its header is lost; move the file away")
+
+
+class _Past:
+    """Judges the segments before the last one of a chain."""
+
+    def __init__(self, chain: Chain, *, boot_id: bytes, crashed_boot: bytes, stored: Head | None) -> None:
+        """`crashed_boot` made the last segment: what other boots had made was looked at, and cut, by its opening."""
+        self._chain = chain
+        self._boot_id = boot_id
+        self._crashed_boot = crashed_boot
+        self._stored = stored
+
+    def look_at(
+        self,
+        segment: Segment,
+        header: SegmentHeader | None,
+        *,
+        successor: SegmentHeader | None,
+        made_later: SegmentHeader,
+    ) -> None:
+        """Find where `segment` ends; `made_later` is the next header that there is, the successor's or a later one."""
+        restarted = self._boot_id == _NO_BOOT or made_later.boot_id != self._boot_id
+        if successor is not None:
+            _check_neighbours(segment, successor)
+        if header is None:
+            if not restarted:
+                raise _no_header(segment.path)
+            self._chain.remarks.append(f"{segment.path}: a loss of power took all of it")
+            return
+        if successor is None:
+            self._walk(segment, None)
+            return
+        with map_errors(segment.path, "read"):
+            size = segment.path.stat().st_size
+        if size != successor.previous_bytes and not restarted:
+            raise LaneCorruptError(
+                f"{segment.path}: byte {min(size, successor.previous_bytes)}: {size} bytes, but"
+                f" {successor.previous_bytes} were written; restore it, or move it and the segments before it away to"
+                " give their messages up"
+            )
+        segment.end, segment.size = successor.previous_end, successor.previous_bytes
+        settled = self._stored is not None and self._stored.offset >= segment.end
+        if size != segment.size or (restarted and header.boot_id == self._crashed_boot and not settled):
+            self._walk(segment, successor)
+
+    def _walk(self, segment: Segment, successor: SegmentHeader | None) -> None:
+        tail = _walk(segment, self._stored, size=successor.previous_bytes if successor else None)
+        if tail.problem is not None and not tail.lost:
+            if successor is None:
+                raise _damage(segment.path, tail.position, tail.problem)
+            # The reader will say so, when it comes there.
+            return
+        _end_at(self._chain, segment, tail)
+        if successor is None:
+            self._chain.remarks.append(f"{segment.path}: a loss of power took what came after it")
+        elif tail.offset < successor.previous_end:
+            self._chain.remarks.append(
+                f"{segment.path}: a loss of power took {successor.previous_end - tail.offset} messages from its end"
+            )
+
+
+def _check_neighbours(segment: Segment, successor: SegmentHeader) -> None:
+    if successor.previous_base != segment.base:
+        missing, following = (
+            segment.path.with_name(segment_name(at)) for at in (successor.previous_base, successor.base)
         )
-    with map_errors(segment.path, "read"):
-        size = segment.path.stat().st_size
-    if size != header.previous_bytes:
         raise LaneCorruptError(
-            f"{segment.path}: byte {min(size, header.previous_bytes)}: {size} bytes, but {header.previous_bytes} were"
-            " written; restore it, or move it and the segments before it away to give their messages up"
+            f"{missing}: missing, between {segment.path.name} and {following.name}; put it back, or move the segments"
+            f" before {following.name} away too to give their messages up"
         )
-    segment.end, segment.size, segment.next = header.previous_end, size, following
 
 
-def _walk_last(segment: Segment, stored: Head | None, *, same_boot: bool) -> _Tail:
-    """Count the frames of the last segment, and judge what follows them."""
+def _end_at(chain: Chain, segment: Segment, tail: _Tail) -> None:
+    segment.end, segment.size = tail.offset, tail.position
+    if tail.torn:
+        chain.torn.append(segment)
+
+
+def _walk(segment: Segment, stored: Head | None, *, size: int | None = None) -> _Tail:
+    """Count the frames in the first `size` bytes of a segment, and judge what follows them."""
     with map_errors(segment.path, "read"):
         data = segment.path.read_bytes()
+    whole = len(data)
+    if size is not None:
+        data = data[:size]
     start, offset = HEADER_BYTES, segment.base
     if stored is not None and stored.segment == segment.base and HEADER_BYTES <= stored.position <= len(data):
         start, offset = stored.position, stored.offset
@@ -150,29 +254,38 @@ def _walk_last(segment: Segment, stored: Head | None, *, same_boot: bool) -> _Ta
         # Nothing sound where the cursor points: trust the file rather than the hint.
         offset = segment.base
         count, end = codec.count_frames(data, HEADER_BYTES)
-    if end < len(data):
-        _judge_tail(segment.path, data, end, same_boot=same_boot)
-    return _Tail(offset + count, end, len(data))
+    problem, lost = _judge(data, end, whole=len(data) == size) if end < len(data) else (None, False)
+    return _Tail(offset + count, end, end < whole, problem, lost)
 
 
-def _judge_tail(path: Path, data: bytes, position: int, *, same_boot: bool) -> None:
-    """Return if what begins at `position` may be what a crash leaves; else raise.
+def _judge(data: bytes, position: int, *, whole: bool) -> tuple[str | None, bool]:
+    """Say what is wrong at `position`, and whether a loss of power explains it; `whole`: the length is known as right.
 
-    `kill -9` and a full disk leave a prefix of one frame. A loss of power leaves anything in blocks that were never
-    written: zeros, or old content; but then nothing sound follows.
+    `kill -9` and a full disk leave a prefix of one frame: nothing is wrong. A loss of power leaves anything in blocks
+    that were never written: zeros, or old content. Where it is not zeros, nothing sound follows.
     """
     problem = codec.problem_at(data, position)
     if problem is None:
         # A prefix of a frame, by its header. A device chooses payloads, so frames found inside prove nothing; but if
         # the CRC fits what stands before one of them, the size field is damaged and a whole frame is meant.
         if position + codec.HEADER_BYTES <= len(data) and _size_is_damaged(data, position):
-            raise _damage(path, position, "damaged frame size")
-        return
-    if same_boot:
-        raise _damage(path, position, problem)
+            return "damaged frame size", False
+        return None, False
+    if _has_unwritten_sector(data, position):
+        return problem, True
     following = codec.find_frame(data, position + 1)
     if following is not None:
-        raise _damage(path, position, f"{problem}, with a sound frame at byte {following}")
+        return f"{problem}, with a sound frame at byte {following}", False
+    return problem, not whole or data[-1] == 0
+
+
+def _has_unwritten_sector(data: bytes, position: int) -> bool:
+    """Whether the frame at `position` reaches into a sector of zeros; whether any follows, if its size is not known."""
+    size = codec.size_of(data, position) or 0
+    end = position + size if codec.PREFIX_BYTES < size <= len(data) - position else len(data)
+    first = -(-position // _SECTOR_BYTES) * _SECTOR_BYTES
+    sectors = (data[at : at + _SECTOR_BYTES] for at in range(first, end, _SECTOR_BYTES))
+    return any(sector == _UNWRITTEN[: len(sector)] for sector in sectors)
 
 
 def _damage(path: Path, position: int, problem: str) -> LaneCorruptError:

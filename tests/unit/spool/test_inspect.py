@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,10 @@ import pytest
 from mq2mqtt.errors import LaneCorruptError
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, read_entries, summarize, summarize_all
+from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.spool.reader import LaneReader
-from tests.unit.spool.lanes import START_US, fill, frame_of, open_lane, segment_files
+from tests.unit.spool.lanes import MACHINE, START_US, fill, frame_of, open_lane, segment_files
 
 FRAME_BYTES = len(frame_of(0, payload_bytes=100))
 
@@ -70,7 +72,8 @@ def test_a_segment_that_just_begins_is_not_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_damage_is_shown_and_what_is_before_it_can_be_read(index: int, tmp_path: Path) -> None:
-    lane = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES)
+    this_boot = replace(MACHINE, boot_id=Machine().boot_id)
+    lane = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES, machine=this_boot)
     fill(lane, 25, payload_bytes=100)
     lane.close()
     path = segment_files(lane.path)[index]

@@ -1,14 +1,18 @@
 """Opening a lane after a crash: what is cut, what is kept, and what is refused because no crash explains it."""
 
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mq2mqtt.errors import LaneCorruptError
 from mq2mqtt.message import MqttMessage
+from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.frame import encode_publish
+from mq2mqtt.spool.inspect import read_entries, summarize
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt.spool.segment import HEADER_BYTES
@@ -16,6 +20,7 @@ from tests.unit.spool.lanes import MACHINE, REBOOTED, START_US, fill, frame_of, 
 
 COUNT = 5
 FRAME_BYTES = len(frame_of(0))
+FILE_OF_TWO = HEADER_BYTES + 2 * FRAME_BYTES
 FILE_BYTES = HEADER_BYTES + COUNT * FRAME_BYTES
 NO_BOOT_ID = replace(MACHINE, boot_id=bytes(16))
 
@@ -96,9 +101,13 @@ class TestGarbageAfterTheFrames:
         with pytest.raises(LaneCorruptError, match=rf"{path}: byte {FILE_BYTES}: "):
             open_lane(lane_path.parent)
 
-    def test_with_a_frame_behind_it_is_damage(self, tail: bytes, lane_path: Path) -> None:
+    def test_with_a_frame_behind_it_is_damage_unless_it_is_zeros(self, tail: bytes, lane_path: Path) -> None:
         path = segment_of(lane_path)
         path.write_bytes(path.read_bytes() + tail + frame_of(7))
+        if not any(tail):
+            # A disk writes sectors in any order.
+            assert reopen_and_read(lane_path, REBOOTED) == list(range(COUNT))
+            return
         with pytest.raises(LaneCorruptError, match=f"a sound frame at byte {FILE_BYTES + len(tail)}"):
             open_lane(lane_path.parent, machine=REBOOTED)
 
@@ -291,3 +300,95 @@ def test_many_restarts_of_the_machine_leave_no_empty_segments(lane_path: Path) -
         assert (lane.messages, lane.unsent_bytes) == (0, 0)
         lane.close()
     assert len(segment_files(lane_path)) == 1
+
+
+class TestLossOfPower:
+    """A disk writes what was not synced in any order, and a start must not need anybody's help after that."""
+
+    @pytest.fixture
+    def lane_path(self, tmp_path: Path) -> Path:
+        """A closed lane of six messages, two in each segment."""
+        lane = open_lane(tmp_path, max_bytes=8 * (HEADER_BYTES + 2 * FRAME_BYTES))
+        fill(lane, 6)
+        lane.close()
+        assert len(segment_files(lane.path)) == 3
+        return lane.path
+
+    @pytest.mark.parametrize(
+        ("damage", "left"),
+        [
+            pytest.param({0: FILE_OF_TWO - 1}, [0, 2, 3, 4, 5], id="the end of an earlier segment"),
+            pytest.param({0: HEADER_BYTES, 1: HEADER_BYTES}, [4, 5], id="all frames of earlier segments"),
+            pytest.param({1: 0, 2: 0}, [0, 1], id="all of two segments"),
+            pytest.param({1: 0}, [0, 1, 4, 5], id="all of a segment between"),
+            pytest.param({0: 0}, [2, 3, 4, 5], id="all of the first segment"),
+            pytest.param({0: 40, 1: 40, 2: 40}, [], id="everything but half the headers"),
+        ],
+    )
+    @pytest.mark.parametrize("zeros", [True, False], ids=["zeros", "cut"])
+    def test_keeps_what_is_left(self, zeros: bool, damage: dict[int, int], left: list[int], lane_path: Path) -> None:  # noqa: FBT001
+        paths = segment_files(lane_path)
+        for index, size in damage.items():
+            os.truncate(paths[index], size)
+            if zeros:
+                os.truncate(paths[index], FILE_OF_TWO)
+        assert summarize(lane_path).problem is None
+        assert [entry.frame.accepted_us - START_US for entry in read_entries(lane_path)] == left
+        assert reopen_and_read(lane_path, REBOOTED) == left
+        # What was lost stays lost, whoever looks again.
+        for machine in (REBOOTED, replace(MACHINE, boot_id=b"d" * 16)):
+            lane = open_lane(lane_path.parent, machine=machine)
+            reader = LaneReader(lane)
+            assert numbers(reader) == [*left, 99]
+            reader.close()
+            lane.close()
+
+    @pytest.mark.parametrize("damage", [{0: FILE_OF_TWO - 1}, {1: 0, 2: 0}, {1: 0}, {0: 0}])
+    def test_is_no_excuse_in_the_same_boot(self, damage: dict[int, int], lane_path: Path) -> None:
+        for index, size in damage.items():
+            os.truncate(segment_files(lane_path)[index], size)
+        with pytest.raises(LaneCorruptError):
+            open_lane(lane_path.parent)
+
+    def test_does_not_explain_a_flipped_bit_in_an_earlier_segment(self, lane_path: Path) -> None:
+        path = segment_files(lane_path)[1]
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(data)
+        lane = open_lane(lane_path.parent, machine=REBOOTED)
+        reader = LaneReader(lane)
+        assert numbers(reader) == [0, 1, 2]
+        with pytest.raises(LaneCorruptError, match=rf"{path}: byte {HEADER_BYTES + FRAME_BYTES}: CRC mismatch"):
+            reader.read(max_messages=1)
+        reader.close()
+        lane.close()
+
+    def test_of_the_newest_segment_gives_no_offset_out_again(self, lane_path: Path) -> None:
+        # A machine whose clock starts at the same time at each boot.
+        used: list[int] = []
+        for boot in range(3):
+            lane = open_lane(lane_path.parent, machine=replace(MACHINE, boot_id=bytes([boot + 1]) * 16))
+            used += fill(lane, 3)
+            lane.close()
+            os.truncate(lane.last.path, HEADER_BYTES)
+        assert used == sorted(set(used))
+
+    def test_lost_header_before_frames_is_damage_in_the_same_boot(self, lane_path: Path) -> None:
+        path = segment_files(lane_path)[2]
+        path.write_bytes(bytes(600) + frame_of(1))
+        with pytest.raises(LaneCorruptError, match=f"{path}: byte 0: no segment"):
+            open_lane(lane_path.parent)
+        assert reopen_and_read(lane_path, REBOOTED) == [0, 1, 2, 3]
+
+
+def test_a_payload_of_headers_is_not_read_for_hours(lane_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each of them announces a frame up to the end of the file.
+    count = 4000
+    headers = b"".join(struct.pack("<II4B16x", (count - number) * 28 - 8, 0, 1, 1, 0, 0) for number in range(count))
+    path = segment_of(lane_path)
+    path.write_bytes(path.read_bytes() + b"\xff" * 40 + headers)
+    monkeypatch.setattr(codec, "MAX_SEARCH_BYTES", 10 * len(headers))
+    judge = Mock(wraps=codec.frame_end)
+    monkeypatch.setattr(codec, "frame_end", judge)
+    assert reopen_and_read(lane_path, REBOOTED) == list(range(COUNT))
+    assert 10 <= judge.call_count < 20
