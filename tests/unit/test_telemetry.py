@@ -168,3 +168,17 @@ def test_reloads_are_counted(telemetry: Telemetry, registry: CollectorRegistry) 
     text = generate_latest(registry).decode()
     assert 'mq2mqtt_reload_total{outcome="invalid"} 1.0' in text
     assert 'mq2mqtt_reload_total{outcome="applied"} 1.0' in text
+
+
+@pytest.mark.parametrize("ages", [(0.2,), (0.2, 0.11, 0.24), (0.0001, 0.2), (-5.0, 0.2), (-5.0, -4.0), (400.0, 500.0)])
+def test_a_batch_is_counted_as_its_messages_one_by_one(
+    ages: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_us = 1_800_000_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: now_us * 1000)
+    batch, one_by_one = Histogram(), Histogram()
+    batch.observe_batch([now_us - round(age * 1e6) for age in ages])
+    for age in ages:
+        one_by_one.observe(age)
+    assert batch.counts == one_by_one.counts
+    assert batch.total == pytest.approx(one_by_one.total)

@@ -21,7 +21,7 @@ MAX_INFLATED: Final = 64 * 1024 * 1024
 _ZSTD_WINDOW: Final = 128 * 1024 * 1024  # what zstd's own decoders accept
 _ZSTD_STEP: Final = 1024
 
-_BATCH_ENTRY: Final = struct.Struct(">iiiii")
+_BATCH_ENTRY: Final = struct.Struct(">i12xi")  # in between magic, CRC and flag: brokers make their own
 _BATCH_OVERHEAD: Final = _BATCH_ENTRY.size + 2
 _UNIQ_PREFIX: Final = f"{UNIQ_KEY}\x01"
 _UNIQ_LENGTH: Final = len(_UNIQ_PREFIX) + 32 + 1
@@ -109,6 +109,7 @@ class BodyEncoder:
 
 def _batch_body(bodies: Sequence[bytes], texts: Sequence[str]) -> bytes:
     parts: list[bytes] = []
+    add_part = parts.append
     pack_entry = _BATCH_ENTRY.pack
     pack_length = _LENGTH_16.pack
     for body, text in zip(bodies, texts, strict=True):
@@ -118,7 +119,7 @@ def _batch_body(bodies: Sequence[bytes], texts: Sequence[str]) -> bytes:
         if not 0 < size <= MAX_BODY or length > MAX_PROPERTIES:
             _check_body(body)
             _check_properties(length)
-        parts += (pack_entry(_BATCH_OVERHEAD + size + length, 0, 0, 0, size), body, pack_length(length), encoded)
+        add_part(b"%b%b%b%b" % (pack_entry(_BATCH_OVERHEAD + size + length, size), body, pack_length(length), encoded))
     whole = b"".join(parts)
     if len(whole) > MAX_BODY:
         raise _illegal(f"a batch of {len(whole)} bytes; at most {MAX_BODY} can be sent")
