@@ -55,9 +55,28 @@ class BridgeProcess:
     def launch(self) -> None:
         """Start it and wait for nothing."""
         self.write_config()
-        command = [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(self.command_line(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+    def command_line(self) -> list[str]:
+        return [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
+
+    def reload(self, *, text: str | None = None, outcome: str = "applied") -> None:
+        """Write the configuration as it is now, or `text`, and return when reading it has had this outcome."""
+        before = self.metric("mq2mqtt_reload_total", outcome=outcome)
+        if text is None:
+            self.write_config()
+        else:
+            self.config_file.write_text(text)
+        self.ask_for_reload()
+        wait_for(lambda: self.metric("mq2mqtt_reload_total", outcome=outcome) > before, what=self.describe_reload)
+
+    def ask_for_reload(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def describe_reload(self) -> str:
+        return f"the bridge has not reloaded as it should\n{self.log()}"
 
     def _answers(self, *, ready: bool) -> bool:
         assert self.process is not None

@@ -14,7 +14,7 @@ class Stream(threading.Thread):
 
     What is not acknowledged is sent again in its order after a reconnect, as MQTT asks (MQTT-4.6.0-1); at QoS 2 from
     PUBLISH on when the broker has no session any more. `longest_stall` is the longest time in seconds without an
-    acknowledgement while something waited for one, reconnecting included.
+    acknowledgement while something waited for one, reconnecting included; `connections` counts how often it connected.
     """
 
     def __init__(self, port: int, topic: str, *, rate: float, qos: int = 1, client_id: str = "GID_stream@@@1") -> None:
@@ -30,6 +30,7 @@ class Stream(threading.Thread):
         self._released: set[int] = set()  # packet ids that have their PUBREC
         self.acknowledged: set[bytes] = set()
         self.longest_stall = 0.0
+        self.connections = 0
         self._acknowledged_at = 0.0
 
     def stop(self) -> None:
@@ -52,6 +53,7 @@ class Stream(threading.Thread):
                     return
             try:
                 with socket.create_connection(self._address, timeout=2) as sock:
+                    self.connections += 1
                     self._resume(sock)
                     self._publish(sock)
             except (OSError, EOFError):
