@@ -17,7 +17,7 @@ from tests.device import Device
 from tests.java_peer import JavaPeer, run_java_peer
 from tests.rocket_peer import RocketPeer, wait_for_messages
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.versions]
 
 
 class World:

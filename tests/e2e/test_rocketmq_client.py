@@ -6,7 +6,6 @@ import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -117,6 +116,7 @@ PROPERTIES = {
 }
 
 
+@pytest.mark.versions
 async def test_what_is_sent_is_read_back_byte_for_byte(client: Client, topic: str) -> None:
     [queue, *_] = await client.queues(topic)
     single = await client.send(topic, queue.broker, queue.queue_id, [message(bytes(range(256)), **PROPERTIES)])
@@ -159,6 +159,7 @@ async def test_a_producer_keeps_keys_together_and_spreads_the_rest(client: Clien
     await producer.close()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("count", [1, 2])
 async def test_the_largest_that_passes_our_check_is_stored(client: Client, topic: str, count: int) -> None:
     [queue, *_] = await client.queues(topic)
@@ -169,6 +170,7 @@ async def test_the_largest_that_passes_our_check_is_stored(client: Client, topic
     assert [len(one.body) for one in received] == [len(body)] * count
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("count", [1, 2])
 async def test_the_longest_properties_that_pass_our_check_are_read_back(client: Client, topic: str, count: int) -> None:
     [queue, *_] = await client.queues(topic)
@@ -189,6 +191,7 @@ async def test_what_the_broker_calls_illegal_is_told_apart(start_rocketmq: Start
             assert caught.value.address == server.broker_address
 
 
+@pytest.mark.versions
 async def test_topics_are_created_once_and_deleted(client: Client) -> None:
     topic = f"t_{uuid.uuid4().hex}"
     assert not await client.topic_exists(topic)
@@ -210,7 +213,8 @@ async def test_a_topic_that_is_not_writable(client: Client) -> None:
     assert len((await client.route(topic)).read_queues) == 4
 
 
-async def test_offsets(client: Client, topic: str) -> None:
+@pytest.mark.versions
+async def test_offsets(client: Client, topic: str, rocketmq: SharedRocketMQ) -> None:
     [queue, *_] = await client.queues(topic)
     address = (await client.route(topic)).master(queue.broker)
     assert address is not None
@@ -220,9 +224,12 @@ async def test_offsets(client: Client, topic: str) -> None:
     assert await client.max_offset(address, topic, queue.queue_id) == 5
     assert await client.min_offset(address, topic, queue.queue_id) == 0
     assert await client.offset_by_time(address, topic, queue.queue_id, before) == 0
-    assert await client.offset_by_time(address, topic, queue.queue_id, first.stored_ms + 10_000) == 5
+    # 4.9 answers the last message where 5.x has the end.
+    behind = 4 if rocketmq.version.startswith("4.") else 5
+    assert await client.offset_by_time(address, topic, queue.queue_id, first.stored_ms + 10_000) == behind
 
 
+@pytest.mark.versions
 async def test_brokers_know_the_groups_until_the_client_leaves(rocketmq: SharedRocketMQ, topic: str) -> None:
     group = f"GID_{uuid.uuid4().hex[:12]}"
     watcher = Client(namesrv=rocketmq.namesrv, client_id="watcher")
@@ -250,6 +257,7 @@ async def test_brokers_know_the_groups_until_the_client_leaves(rocketmq: SharedR
     await watcher.close()
 
 
+@pytest.mark.versions
 async def test_members_are_told_when_another_comes_and_goes(rocketmq: SharedRocketMQ, topic: str) -> None:
     group = f"GID_{uuid.uuid4().hex[:12]}"
     changes = asyncio.Semaphore(0)
@@ -382,73 +390,3 @@ async def test_survives_the_death_of_the_broker_and_of_the_name_server(own_rocke
 
     await until(all_there)
     await client.close()
-
-
-ACL_4 = """
-globalWhiteRemoteAddresses: []
-accounts:
-  - {accessKey: mq2mqtt, secretKey: right-secret, admin: false, defaultTopicPerm: DENY, defaultGroupPerm: PUB|SUB,
-     topicPerms: ["allowed=PUB|SUB"]}
-  - {accessKey: operator, secretKey: operator-secret, admin: true, defaultTopicPerm: PUB|SUB, defaultGroupPerm: PUB|SUB}
-"""
-ACL_5 = {
-    "authenticationEnabled": "true",
-    "authenticationProvider": "org.apache.rocketmq.auth.authentication.provider.DefaultAuthenticationProvider",
-    "authenticationMetadataProvider": (
-        "org.apache.rocketmq.auth.authentication.provider.LocalAuthenticationMetadataProvider"
-    ),
-    "initAuthenticationUser": '{"username":"operator","password":"operator-secret"}',
-    "innerClientAuthenticationCredentials": '{"accessKey":"operator","secretKey":"operator-secret"}',
-}
-
-
-@pytest.fixture(params=["4.9.7", "5.3.3"])
-async def guarded(request: pytest.FixtureRequest, start_rocketmq: StartRocketMQ, tmp_path: Path) -> RocketMQ:
-    """Start a RocketMQ with access control: ACL 1.0 on 4.9, ACL 2.0 on 5.3."""
-    if request.param == "5.3.3":
-        return await start_rocketmq(version="5.3.3", broker_conf=ACL_5)
-    directory = tmp_path / "guarded"
-    (directory / "conf").mkdir(parents=True)
-    (directory / "conf" / "plain_acl.yml").write_text(ACL_4)
-    for name in ("namesrv", "broker"):  # 4.9 does not start without
-        (directory / "conf" / f"logback_{name}.xml").write_text("<configuration/>")
-    return await start_rocketmq(version="4.9.7", broker_conf={"aclEnable": "true"}, directory=directory)
-
-
-@pytest.mark.timeout(240)
-async def test_access_control(guarded: RocketMQ, caplog: pytest.LogCaptureFixture) -> None:
-    def connect(access_key: str | None, secret_key: str | None) -> Client:
-        return Client(
-            namesrv=guarded.namesrv,
-            client_id=f"{access_key}",
-            access_key=access_key,
-            secret_key=secret_key,
-            producer_group="GID_acl",
-        )
-
-    caplog.set_level("DEBUG")
-    async with connect("operator", "operator-secret") as operator:
-        for topic in ("allowed", "denied"):
-            await operator.create_topic(topic)
-        for count in (1, 2):
-            await Producer(operator, "GID_acl").send_batch("allowed", [message("é".encode(), **PROPERTIES)] * count)
-        await operator.heartbeat(guarded.broker_address)
-
-        async def all_there() -> bool:
-            return len(await read_all(operator, "allowed")) == 3
-
-        await until(all_there)
-    async with connect("operator", "wrong-secret") as intruder:
-        with pytest.raises(NoPermission) as caught:
-            await Producer(intruder, "GID_acl").send("allowed", message())
-        assert "wrong-secret" not in f"{caught.value}{intruder!r}"
-    async with connect(None, None) as stranger:
-        with pytest.raises(NoPermission):
-            await Producer(stranger, "GID_acl").send("allowed", message())
-    if guarded.version == "4.9.7":
-        async with connect("mq2mqtt", "right-secret") as limited:
-            producer = Producer(limited, "GID_acl")
-            await producer.send("allowed", message())
-            with pytest.raises(NoPermission):
-                await producer.send("denied", message())
-    assert "secret" not in caplog.text
