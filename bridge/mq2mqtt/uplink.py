@@ -91,6 +91,7 @@ class Uplink:
         """Send what waits to another RocketMQ topic, after what is in flight has its answer."""
         self.target = target
         self._backoff.pop(None, None)
+        self._probe_at = 0.0
         self._wake.set()
 
     def finish(self) -> None:

@@ -128,6 +128,8 @@ class OutboundWorker(Worker):
             self._target = rule.target
             if self._outlet is not None:
                 self._outlet.retarget(rule.target)
+                if rule.enabled:
+                    self.telemetry.begin()
 
     def open(self) -> None:
         """See `Worker.open`. A rule that takes nothing needs no lane but the one it may have."""
@@ -216,8 +218,13 @@ class InboundWorker(Worker):
     def follow(self, rule: Rule | None) -> None:
         """See `Worker.follow`."""
         assert rule is None or isinstance(rule, InboundRule)  # noqa: S101 - see `fits`
-        self._rule = rule
+        before, self._rule = self._rule, rule
         _enter(self.telemetry, rule)
+        if self._downlink is not None and (rule is None or before is None or _received(before) != _received(rule)):
+            # It says nothing about the rule any more; `_receive` brings it to its end.
+            self._downlink = None
+            if rule is not None and rule.enabled:
+                self.telemetry.begin()
         self._changed.set()
 
     def open(self) -> None:
@@ -251,7 +258,7 @@ class InboundWorker(Worker):
     async def _receive(self, rule: InboundRule, parked: ParkedStore) -> None:
         """Receive as `rule` says, until another way of receiving is asked for and what is in flight is settled."""
         self.telemetry.begin()
-        downlink = self._downlink = Downlink(
+        downlink = Downlink(
             rule=rule,
             group=rule.consumer_group(self._place.settings.node),
             host=self._place.host,
@@ -264,7 +271,7 @@ class InboundWorker(Worker):
         receiving = asyncio.create_task(downlink.run(), name=name)
         try:
             while (now := self._rule) is not None and not self._finishing and _received(now) == _received(rule):
-                downlink.rule = now
+                downlink.rule, self._downlink = now, downlink
                 await self._changed.wait()
                 self._changed.clear()
         finally:

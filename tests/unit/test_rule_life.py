@@ -236,6 +236,17 @@ async def test_another_source_tag_or_group_joins_anew(
         assert cluster.committed("mq_commands", GROUP)[0] >= 1
 
 
+async def test_a_change_that_is_taken_back_at_once_changes_nothing(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        before = members(world)
+        world.reload({**IN, "tags": "*"})
+        assert world.state("commands-in") == "down"
+        world.reload(IN)
+        await until(lambda: world.state("commands-in") == "up")
+        assert members(world) == before
+
+
 async def test_a_disabled_rule_keeps_its_place(tmp_path: Path) -> None:
     async with World(tmp_path, IN) as world:
         await until(lambda: world.state("commands-in") == "up")
