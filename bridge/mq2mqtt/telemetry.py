@@ -120,12 +120,13 @@ class RuleTelemetry:
         self._troubles = {Trouble.LINK: _UNPROVEN} | ({} if lane is None else {Trouble.LANE: lane})
         if self.state is not RuleState.DOWN:
             self.state, self.since = RuleState.DOWN, time.time()
-        self.reason = "; ".join(self._troubles.values())
+        self.reason = self._listed_troubles()
 
     def end(self, state: RuleState) -> None:
         """The rule takes nothing more: it is `DISABLED`, or gone, and what is left of it is `DRAINING`."""
         if state is not self.state:
-            self.state, self.since, self.reason = state, time.time(), None
+            self.state, self.since = state, time.time()
+            self.reason = self._listed_troubles() if state is RuleState.DRAINING else None
 
     def rule_up(self, source: Trouble) -> None:
         """`source` is fine now: for the link, RocketMQ has just answered a send, fetch or probe of this rule."""
@@ -138,8 +139,11 @@ class RuleTelemetry:
             self._troubles[source] = reason
             self._update()
 
+    def _listed_troubles(self) -> str | None:
+        return "; ".join(self._troubles.values()) or None
+
     def _update(self) -> None:
-        reason = "; ".join(self._troubles.values()) or None
+        reason = self._listed_troubles()
         if self.state is RuleState.DRAINING:
             self.reason = reason
         if self.state not in (RuleState.UP, RuleState.DOWN):

@@ -227,3 +227,24 @@ def test_devices_that_wait_for_a_full_lane_are_let_go_with_its_rule(rocketmq: Sh
         device.wait_published()
         assert bridge.readiness()["full"]["state"] == "draining"
     assert bridge.stop() == 0
+
+
+def test_rules_change_and_go_while_rocketmq_is_away(tmp_path: Path) -> None:
+    inbound: dict[str, Any] = {"id": "commands", "type": "inbound", "source": "mq_1", "target": "devices"}
+    bridge = BridgeProcess(tmp_path, namesrv="127.0.0.1:1", rules=[_outbound("kept", "kept", "mq_2"), inbound])
+    bridge.start(ready=False)
+    with Device(bridge.mqtt_port, "device") as device:
+        device.publish("kept/x", b"waits", qos=1)
+        for change in ({"tags": "blue"}, {"source": "mq_3"}, {"enabled": False}, {"enabled": True}):
+            inbound.update(change)
+            bridge.reload()
+        bridge.config["rules"] = []
+        bridge.reload()
+        wait_for(lambda: list(bridge.readiness()) == ["kept"], what=bridge.describe)
+        assert bridge.readiness()["kept"]["state"] == "draining"
+        wait_for(lambda: "127.0.0.1:1" in (bridge.readiness()["kept"]["reason"] or ""))
+        bridge.config["rules"] = [_outbound("kept", "kept", "mq_2"), inbound]
+        bridge.reload()
+        device.publish("kept/x", b"waits too", qos=1)
+        assert bridge.metric("mq2mqtt_lane_messages", rule="kept") == 2
+    assert bridge.stop() == 0

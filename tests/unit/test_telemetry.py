@@ -148,10 +148,11 @@ def test_a_rule_that_is_enabled_again_must_prove_itself_and_a_draining_one_says_
     rule.rule_up(Trouble.LANE)
     rule.rule_up(Trouble.LINK)
     assert rule.up
+    rule.rule_down(Trouble.LINK, "no broker")
     rule.end(RuleState.DRAINING)
+    assert (rule.readiness()["state"], rule.readiness()["reason"]) == ("draining", "no broker")
+    rule.rule_up(Trouble.LINK)
     assert rule.readiness()["reason"] is None
-    rule.rule_down(Trouble.LINK, "no topic")
-    assert (rule.readiness()["state"], rule.readiness()["reason"]) == ("draining", "no topic")
 
 
 def test_rules_stand_in_the_order_of_the_configuration_and_what_drains_behind_them() -> None:
