@@ -13,6 +13,7 @@ __all__ = ["Connection", "open_connection"]
 
 logger = logging.getLogger(__name__)
 
+_CLOSED: Final = "closed by the peer"
 _SWEEP_SECONDS: Final = 0.2  # one timer for all timeouts: a timer for each call costs more than the call's header
 _WRITE_BUFFER: Final = 1024 * 1024
 _FLUSH_BYTES: Final = 64 * 1024
@@ -40,7 +41,7 @@ class Connection(asyncio.Protocol):
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._lost: str | None = None
-        self._cause = "closed by the peer"
+        self._cause = _CLOSED
         self._opaque = 0
         # opaque -> (answer, sent at, deadline, seconds)
         self._waiting: dict[int, tuple[asyncio.Future[Response], float, float, float]] = {}
@@ -133,7 +134,19 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight (asyncio)."""
-        self._end(self._cause if exc is None else str(exc) or type(exc).__name__)
+        if isinstance(exc, ssl.SSLError):
+            # Where the server wants to see a certificate, it says so after the handshake.
+            self._end(f"refused by the peer: {_words(exc)}")
+        elif exc is not None:
+            self._end(str(exc) or type(exc).__name__)
+        elif self._cause == _CLOSED and not self.answered and not self._is_tls():
+            # A server that takes nothing but TLS says no more than that.
+            self._end(f"{_CLOSED} without an answer; does it want TLS?")
+        else:
+            self._end(self._cause)
+
+    def _is_tls(self) -> bool:
+        return self._transport is not None and self._transport.get_extra_info("sslcontext") is not None
 
     def _end(self, reason: str) -> None:
         if self._lost is not None:
@@ -233,9 +246,13 @@ async def open_connection(
     except (ssl.SSLError, ConnectionResetError) as error:
         if ssl_context is None:
             raise NotConnected(address, str(error)) from error
-        reason = getattr(error, "reason", None) or "connection reset"
-        raise NotConnected(address, f"no TLS connection: {reason}; is TLS enabled there?") from error
+        raise NotConnected(address, f"no TLS connection: {_words(error)}; is TLS enabled there?") from error
     except (OSError, ValueError) as error:
         # ValueError: a broker may announce an address without a port, or with a host that is no name.
         raise NotConnected(address, getattr(error, "strerror", None) or str(error)) from error
     return connection
+
+
+def _words(error: OSError) -> str:
+    """Return what `error` is about, without OpenSSL's file and line: `wrong version number`."""
+    return str(getattr(error, "reason", None) or error.strerror or error).lower().replace("_", " ")

@@ -1,4 +1,5 @@
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -178,3 +179,32 @@ async def test_what_cannot_be_reached_is_not_connected(address: str) -> None:
     watch = Watch()
     with pytest.raises(NotConnected, match=address[:20]):
         await open_connection(address, ssl_context=None, on_request=watch.on_request, on_lost=watch.on_lost, timeout=10)
+
+
+async def test_who_closes_without_an_answer_may_want_tls() -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1000)
+        writer.close()
+
+    async with connected(close) as (connection, watch):
+        with pytest.raises(NotConnected, match="closed by the peer without an answer; does it want TLS"):
+            await connection.call(1, {}, timeout=10)
+        assert connection.is_lost
+    assert watch.lost == ["closed by the peer without an answer; does it want TLS?"]
+
+
+async def test_who_does_not_speak_tls_is_named() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"no TLS here")
+
+    watch = Watch()
+    async with peer(talk) as server:
+        with pytest.raises(NotConnected, match=r"no TLS connection: wrong version number; is TLS enabled there\?"):
+            await open_connection(
+                server.address,
+                ssl_context=ssl.create_default_context(),
+                on_request=watch.on_request,
+                on_lost=watch.on_lost,
+                timeout=10,
+            )
