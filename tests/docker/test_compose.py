@@ -1,5 +1,6 @@
 """`deploy/compose.yaml` on a real engine: both ways from outside, through deaths of its containers, and away again."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,23 @@ def test_messages_go_both_ways_from_outside(stack: Stack, peer: RocketPeer) -> N
         peer.send("mq_commands", b"on", mqttSecondTopic="/room1/set")
         wait_for_messages(device.received, 1)
         assert (device.received[0].topic, device.received[0].payload) == ("devices/room1/set", b"on")
+
+
+@pytest.mark.parametrize(
+    ("variables", "allowed"),
+    [
+        ({}, ""),
+        ({"MQTT_ADDRESS": "192.0.2.7"}, "false"),
+        ({"MQTT_ADDRESS": "192.0.2.7", "ALLOW_ANONYMOUS": "true"}, "true"),
+    ],
+)
+def test_who_publishes_mqtt_to_other_machines_lets_nobody_in_without_saying_so(
+    stack: Stack, variables: dict[str, str], allowed: str
+) -> None:
+    bridge = json.loads(stack.compose("config", "--format", "json", **variables))["services"]["bridge"]
+    assert bridge["environment"]["MQ2MQTT_MQTT__ALLOW_ANONYMOUS"] == allowed
+    (port,) = (port["host_ip"] for port in bridge["ports"] if port["target"] == 1883)
+    assert port == variables.get("MQTT_ADDRESS", "127.0.0.1")
 
 
 def test_the_bridge_runs_without_privileges_and_is_healthy(stack: Stack) -> None:

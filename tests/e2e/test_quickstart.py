@@ -128,9 +128,13 @@ def test_with_a_docker_engine_rocketmq_runs_in_a_container_that_leaves_with_it(s
         shutil.which("docker") is None
         or subprocess.run(["docker", "image", "inspect", image], check=False, capture_output=True).returncode != 0
     ):
-        pytest.skip(f"no Docker engine here that has {image}")
+        reason = f"no Docker engine here that has {image}"
+        if os.environ.get("MQ2MQTT_REQUIRE_DOCKER") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
     quickstart = start("--once", docker=True)
-    assert quickstart.process.wait(DEADLINE) == 0, quickstart.output
+    # Two JVMs beside whatever else a CI machine does.
+    assert quickstart.process.wait(2 * DEADLINE) == 0, quickstart.output
     found = re.search(r"container (mq2mqtt-quickstart-\w+)", quickstart.output)
     assert found is not None, quickstart.output
     assert "the round trip works, both ways" in quickstart.output

@@ -24,8 +24,9 @@ _POLL_INTERVAL = 0.2
 
 # One container for both: it is for one machine, and a container's end takes both along.
 _START = 'echo "$BROKER_CONF" >/tmp/broker.conf; sh mqnamesrv & exec sh mqbroker -n 127.0.0.1:9876 -c /tmp/broker.conf'
-# Appended to the image's own flags, which ask for gigabytes.
-_JVM_FLAGS = "-Xms256m -Xmx512m -Xmn128m -XX:MaxDirectMemorySize=512m"
+# Appended to the image's own flags, which ask for gigabytes. With the quick compiler alone both are up after 8 s of CPU
+# time instead of 12 (5.3.3), and nobody asks this RocketMQ for its top speed.
+_JVM_FLAGS = "-Xms256m -Xmx512m -Xmn128m -XX:MaxDirectMemorySize=512m -XX:TieredStopAtLevel=1"
 
 
 class DockerError(BridgeError):
