@@ -22,7 +22,7 @@ from mq2mqtt.rocketmq.errors import (
 from mq2mqtt.rocketmq.liveness import Liveness
 from mq2mqtt.rocketmq.message import ReceivedMessage
 from mq2mqtt.rocketmq.puller import PrefetchBudget, Puller
-from mq2mqtt.rocketmq.route import ReadQueue, TopicRoute, parse_json
+from mq2mqtt.rocketmq.route import ReadQueue, TopicRoute, parse_members
 from mq2mqtt.rocketmq.start_offsets import Start, StartOffsets, store_offset
 from mq2mqtt.rocketmq.tags import ALL_TAGS, TagFilter
 
@@ -298,7 +298,7 @@ class Consumer:
                 problem = error
                 continue
             if response.code == ResponseCode.SUCCESS:
-                return tuple(parse_json(response.body).get("consumerIdList") or ())
+                return parse_members(response.body)
             problem = for_code(response.code, response.remark, address=address)
             if response.code == ResponseCode.SYSTEM_ERROR and not isinstance(problem, NoPermission):
                 return ()  # "no consumer for this group"

@@ -163,6 +163,8 @@ def _decode_json(header: bytes, body: bytes) -> Command:
         code, opaque, flag = values["code"], values["opaque"], values["flag"]
         fields = values.get("extFields") or {}
         remark = values.get("remark") or ""
+        if type(fields) is dict and not all(type(value) is str for value in fields.values()):
+            fields = {name: str(value) for name, value in fields.items() if value is not None}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FrameError(f"the header of a frame is no JSON header: {type(error).__name__}") from error
     well_typed = type(code) is type(opaque) is type(flag) is int and type(fields) is dict and type(remark) is str

@@ -58,6 +58,12 @@ def test_unknown_header_fields_and_codes_are_no_error() -> None:
     assert (command.code, command.fields, command.remark, command.is_one_way) == (4711, {}, "", True)
 
 
+def test_fields_are_text_whatever_the_peer_writes() -> None:
+    [command] = FrameDecoder().feed(_header(extFields={"text": "a", "number": 1, "nothing": None, "list": ["x"]}))
+    assert command.fields == {"text": "a", "number": "1", "list": "['x']"}
+    assert command.integer("number") == 1
+
+
 def _header(**changes: object) -> bytes:
     return frame(json.dumps({"code": 0, "opaque": 1, "flag": 1, **changes}).encode(), b"")
 

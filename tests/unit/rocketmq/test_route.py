@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mq2mqtt.rocketmq.errors import FrameError
-from mq2mqtt.rocketmq.route import ReadQueue, WriteQueue, parse_cluster_masters, parse_json, parse_route
+from mq2mqtt.rocketmq.route import (
+    ReadQueue,
+    WriteQueue,
+    parse_cluster_masters,
+    parse_json,
+    parse_members,
+    parse_route,
+)
 
 # As name servers of 4.9 and older write it: integer keys without quotes.
 LAX = (
@@ -93,3 +100,59 @@ def test_lax_json_is_read_whatever_its_strings_hold(value: object) -> None:
 
 def test_text_that_looks_like_a_lax_key_is_left_alone() -> None:
     assert parse_json(b'{0:"{1:2,3:4}","a\\",5:":{-6:7}}') == {"0": "{1:2,3:4}", 'a",5:': {"-6": 7}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"[" * 200_000, id="deep"),
+        pytest.param(b'{"brokerDatas":' + b'{"a":' * 100_000, id="deep objects"),
+        pytest.param(b'{"a":"' + b'\\"' * 1_000_000, id="a string of a million quotes without an end"),
+        pytest.param(b"{" + b'1:"' * 300_000, id="keys within strings"),
+        pytest.param(b"{" + b" " * 1_000_000 + b"1", id="blanks"),
+        pytest.param(b"{" + b"1" * 1_000_000, id="a long key"),
+    ],
+)
+def test_json_that_goes_on_and_on_is_refused_at_once(data: bytes) -> None:
+    for parse in (lambda data: parse_route("t", data), parse_cluster_masters, parse_members):
+        with pytest.raises(FrameError):
+            parse(data)
+
+
+QUEUES = {"brokerName": "a", "perm": 6, "readQueueNums": 1, "writeQueueNums": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"readQueueNums": 2**31 - 1},
+        {"writeQueueNums": 10**30},
+        {"readQueueNums": "4"},
+        {"brokerName": 7},
+        {"brokerName": ["a"]},
+        {"perm": None},
+    ],
+)
+def test_a_route_of_nonsense_is_refused(change: dict[str, object]) -> None:
+    brokers = [{"brokerName": "a", "brokerAddrs": {"0": "h:1"}}]
+    value = {"brokerDatas": brokers, "queueDatas": [QUEUES, {**QUEUES, **change}]}
+    with pytest.raises(FrameError, match="the route of t cannot be read"):
+        parse_route("t", json.dumps(value).encode())
+
+
+def test_a_route_of_too_many_queues_in_all_is_refused() -> None:
+    names = [f"b{number}" for number in range(70)]
+    value = {
+        "brokerDatas": [{"brokerName": name, "brokerAddrs": {"0": "h:1"}} for name in names],
+        "queueDatas": [{**QUEUES, "brokerName": name, "readQueueNums": 1000} for name in names],
+    }
+    with pytest.raises(FrameError, match="more than 65536 queues"):
+        parse_route("t", json.dumps(value).encode())
+
+
+def test_the_members_of_a_group() -> None:
+    assert parse_members(b'{"consumerIdList":["a","b"]}') == ("a", "b")
+    assert parse_members(b'{"consumerIdList":null}') == parse_members(b"{}") == ()
+    for wrong in (b"[]", b'{"consumerIdList":[1]}', b'{"consumerIdList":7}', b"null"):
+        with pytest.raises(FrameError):
+            parse_members(wrong)
