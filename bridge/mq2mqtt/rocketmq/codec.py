@@ -34,6 +34,7 @@ _HEAD: Final = struct.Struct(">iiiiiqqiq")  # up to and with the born time
 _TAIL_V4: Final = struct.Struct(">q8siqi")  # from the stored time up to the body, store host IPv4
 _TAIL_V6: Final = struct.Struct(">q20siqi")
 _PLAIN: Final = struct.Struct(">iiiiiqqiq8xq8siqi")  # the whole, both hosts IPv4
+_OFFSET: Final = struct.Struct(">q")
 _OFFSET_POSITION: Final = 20
 _COMPRESSED: Final = 0x1
 _BORN_HOST_V6: Final = 0x10
@@ -149,12 +150,21 @@ def _illegal(reason: str) -> MessageIllegal:
     return MessageIllegal(ResponseCode.MESSAGE_ILLEGAL, reason, address="this client")
 
 
+class _TooLargeError(ValueError):
+    """A body inflates to more than `MAX_INFLATED`."""
+
+
 def decode_messages(
-    data: bytes, *, broker: str = "", on_error: Callable[[DecodeError], None] | None = None
+    data: bytes,
+    *,
+    broker: str = "",
+    on_error: Callable[[DecodeError], None] | None = None,
+    on_rest: Callable[[int], None] | None = None,
 ) -> list[ReceivedMessage]:
     """Read the messages of a pull's answer.
 
-    A message that cannot be read is given to `on_error`, and the next one is read.
+    A message that cannot be read is given to `on_error`, and the next one is read. When the bodies have inflated to
+    `MAX_INFLATED` together, `on_rest` is given the offset of the next one, and no more are read; without it all are.
 
     Raises:
         DecodeError: a message cannot be read and there is no `on_error`, or its size is wrong, so that the next
@@ -162,7 +172,7 @@ def decode_messages(
     """
     messages: list[ReceivedMessage] = []
     topics: dict[bytes, str] = {}
-    position = 0
+    inflated = position = 0
     end = len(data)
     while position < end:
         size = _SIZE.unpack_from(data, position)[0] if end - position >= _SIZE.size else 0
@@ -173,21 +183,34 @@ def decode_messages(
                 position=position,
                 raw=data[position:],
             )
+        if inflated >= MAX_INFLATED and on_rest is not None:
+            on_rest(_offset_of(data, position))
+            break
         try:
-            messages.append(_decode_one(data, position, broker, topics))
+            message = _decode_one(data, position, broker, topics)
+            messages.append(message)
+            # Only an inflated body is longer than the message that it came in.
+            if len(message.body) > size:
+                inflated += len(message.body)
         except (struct.error, ValueError, RuntimeError, EOFError, zlib.error, zstandard.ZstdError) as error:
             # Which of the decompressors' and decoders' errors it is says nothing more than the text does.
             problem = DecodeError(
                 str(error) or type(error).__name__,
-                offset=struct.unpack_from(">q", data, position + _OFFSET_POSITION)[0],
+                offset=_offset_of(data, position),
                 position=position,
                 raw=data[position : position + size],
             )
+            if isinstance(error, _TooLargeError):
+                inflated += MAX_INFLATED
             if on_error is None:
                 raise problem from error
             on_error(problem)
         position += size
     return messages
+
+
+def _offset_of(data: bytes, position: int) -> int:
+    return int(_OFFSET.unpack_from(data, position + _OFFSET_POSITION)[0])
 
 
 def _decode_one(data: bytes, position: int, broker: str, topics: dict[bytes, str]) -> ReceivedMessage:
@@ -248,7 +271,7 @@ def _decompress(body: bytes, kind: int) -> bytes:
     else:
         raise ValueError(f"compression type {kind} is unknown")
     if len(inflated) > MAX_INFLATED:
-        raise ValueError(f"the body inflates to more than {MAX_INFLATED} bytes")
+        raise _TooLargeError(f"the body inflates to more than {MAX_INFLATED} bytes")
     if not complete:
         raise ValueError("the compressed body is cut short")
     return inflated

@@ -294,8 +294,11 @@ class Puller:
 
     def _keep(self, response: Response) -> None:
         after = _next_offset(response)
+        rest: list[int] = []
         try:
-            messages = decode_messages(response.body, broker=self.queue.broker, on_error=self._cannot_decode)
+            messages = decode_messages(
+                response.body, broker=self.queue.broker, on_error=self._cannot_decode, on_rest=rest.append
+            )
         except DecodeError as error:
             # Not even the sizes can be trusted: find the culprit by pulling one message at a time.
             if not self._one_by_one:
@@ -304,6 +307,8 @@ class Puller:
             self._cannot_decode(error)
             messages = []
         self._one_by_one = False
+        if rest:
+            after = rest[0]
         if self._tags.tags:
             matches = self._tags.matches
             messages = [message for message in messages if matches(message.properties)]
@@ -314,7 +319,7 @@ class Puller:
             self._advance(after)
             return
         self._offset = after
-        size = len(response.body)
+        size = max(len(response.body), sum(len(message.body) for message in messages))
         self._buffer.append((messages, after, size))
         self._buffered += len(messages)
         self._budget.used += size

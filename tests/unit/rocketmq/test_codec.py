@@ -153,6 +153,22 @@ def test_a_body_that_swells_too_much_is_refused(kind: str, monkeypatch: pytest.M
         decode_messages(golden_bytes(f"stored_{kind}"))
 
 
+@pytest.mark.parametrize("kind", ["zlib", "lz4", "zstd"])
+@pytest.mark.parametrize(("limit", "decoded", "failed"), [(5000, 1, 0), (5001, 2, 0), (4999, 0, 1)])
+def test_what_one_answer_swells_to_is_bounded(
+    kind: str, limit: int, decoded: int, failed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "MAX_INFLATED", limit)
+    problems: list[DecodeError] = []
+    rest: list[int] = []
+    data = golden_bytes(f"stored_{kind}") * 2 + stored(offset=43)
+    messages = decode_messages(data, on_error=problems.append, on_rest=rest.append)
+    assert (len(messages), len(problems)) == (decoded, failed)
+    assert rest == [41 if decoded + failed == 1 else 43]
+    # Who does not ask for it gets all.
+    assert len(decode_messages(data, on_error=problems.append)) + len(problems) - failed == 3
+
+
 def test_a_batch_is_javas_but_for_wait() -> None:
     properties = {"clientId": "é", "KEYS": "k1", "UNIQ_KEY": UNIQ, "WAIT": "true", "TAGS": "A"}
     message = RocketMessage("T_gold", b"one", properties)

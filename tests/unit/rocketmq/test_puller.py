@@ -2,12 +2,13 @@
 
 import asyncio
 import struct
+import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
 
-from mq2mqtt.rocketmq import Client, DecodeError, NotConnected, ReadQueue, Response
+from mq2mqtt.rocketmq import Client, DecodeError, NotConnected, ReadQueue, Response, codec
 from mq2mqtt.rocketmq.liveness import Liveness
 from mq2mqtt.rocketmq.puller import PrefetchBudget, Puller
 from mq2mqtt.rocketmq.tags import TagFilter
@@ -15,11 +16,11 @@ from mq2mqtt.rocketmq.tags import TagFilter
 Answer = Callable[[dict[str, str]], Response]
 
 
-def stored(offset: int, body: bytes = b"body", *, tag: str = "t", magic: int = -626843481) -> bytes:
+def stored(offset: int, body: bytes = b"body", *, tag: str = "t", magic: int = -626843481, sys_flag: int = 0) -> bytes:
     """Return a message as brokers store it (V1)."""
     properties = b"TAGS\x01%s\x02" % tag.encode()
     rest = struct.pack(">i", len(body)) + body + b"\x01t" + struct.pack(">H", len(properties)) + properties
-    head = struct.pack(">iiiiqqiq8sq8siq", magic, 0, 0, 0, offset, 0, 0, 1, bytes(8), 1, bytes(8), 0, 0)
+    head = struct.pack(">iiiiqqiq8sq8siq", magic, 0, 0, 0, offset, 0, sys_flag, 1, bytes(8), 1, bytes(8), 0, 0)
     return struct.pack(">i", 4 + len(head) + len(rest)) + head + rest
 
 
@@ -169,6 +170,23 @@ async def test_a_message_that_cannot_be_decoded_is_told_and_left_out(world: Call
     assert one.offsets() == [0, 2]
     assert [error.offset for error in one.events.errors] == [1]
     assert one.puller.progress.frontier == 3
+
+
+async def test_what_swells_too_much_for_one_answer_is_pulled_again(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "MAX_INFLATED", 1000)
+    one = world()
+    swelling = [stored(offset, zlib.compress(bytes(1000)), sys_flag=1) for offset in range(3)]
+    await one.play(
+        lambda _: answer(0, 3, b"".join(swelling)),
+        lambda _: answer(0, 3, b"".join(swelling[1:])),
+        lambda _: answer(0, 3, swelling[2]),
+    )
+
+    assert one.asked == [0, 1, 2, 3]
+    assert one.budget.used == 3000
+    assert one.offsets() == [0, 1, 2]
 
 
 async def test_an_answer_without_sense_is_pulled_again_message_by_message(world: Callable[..., World]) -> None:
