@@ -246,6 +246,12 @@ def test_problems_in_the_environment(
 
 # What is wrong with the file itself
 
+# A few lines that stand for 10^30 values.
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 31))
+MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 31)
+)
+
 
 def test_missing_file(write: Write) -> None:
     write("")
@@ -285,6 +291,13 @@ def test_no_mapping(write: Write, text: str) -> None:
         ("1: a\n", "mq2mqtt.yaml:1:1: the key '1' is no text; write it in quotes"),
         ("? [a]\n: b\n", "mq2mqtt.yaml:1:3: the key here is no text; write it in quotes"),
         ("rules: &r\n  - *r\n", "mq2mqtt.yaml:1:8: an alias refers to what it is part of"),
+        *(
+            (f"a: {value}\n", "mq2mqtt.yaml: no valid YAML: a value is not what its tag says")
+            for value in ('!!int ""', '!!float ""', "!!bool x", "!!timestamp x")
+        ),
+        ("a: " + "[" * 5000 + "\n", "mq2mqtt.yaml: no valid YAML: nested too deep"),
+        (BOMB, "mq2mqtt.yaml: no valid YAML: more than 100000 values"),
+        (MERGE_BOMB, "mq2mqtt.yaml: no valid YAML: more than 100000 values"),
     ],
 )
 def test_yaml_problems(write: Write, text: str, line: str) -> None:

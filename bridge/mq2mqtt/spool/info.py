@@ -12,6 +12,7 @@ __all__ = ["INFO_NAME", "LaneInfo", "read_info", "write_info"]
 
 INFO_NAME: Final = "lane.json"
 _VERSION = 1
+_END_OF_TIME = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,14 @@ def read_info(lane: Path) -> LaneInfo | None:
     try:
         fields = json.loads(data)
         info = LaneInfo(fields["rule"], fields["target"], fields["created_us"], fields["version"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not (
+            isinstance(info.rule, str)
+            and isinstance(info.target, str)
+            and type(info.created_us) is int
+            and 0 <= info.created_us < _END_OF_TIME
+        ):
+            raise ValueError("a field has the wrong type")  # noqa: TRY301 - as the others, below
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LaneCorruptError(
             f"{path}: not a lane's description; move it away, it is made anew from the segments"
         ) from error
