@@ -57,7 +57,7 @@ async def _by_amqtt(bench: Bench, *, subscribers: int, qos: int, count: int) -> 
 
 
 async def _by_bridge(bench: Bench, *, subscribers: int, qos: int, count: int) -> DownlinkResult:
-    server = await bench.kept("bridge", lambda: BridgeServer.inbound(bench))
+    server = await bench.kept("inbound", lambda: BridgeServer.inbound(bench))
     load = await Load.start(
         "subscribe", server, clients=subscribers, topic=TOPIC, qos=qos, messages=count * subscribers
     )

@@ -215,7 +215,7 @@ async def uplink(bench: Bench) -> list[Measurement]:
     """
     count = bench.scaled(MESSAGES)
     alone = await bench.kept("alone", lambda: AloneServer.start(bench))
-    bridge = await bench.kept("bridge", lambda: BridgeServer.outbound(bench))
+    bridge = await bench.kept("outbound", lambda: BridgeServer.outbound(bench))
     async with Application.on(bench, bridge.topic) as application:
 
         async def by_others() -> tuple[Latencies, Latencies, Latencies]:
@@ -243,7 +243,7 @@ async def uplink(bench: Bench) -> list[Measurement]:
 async def downlink(bench: Bench) -> list[Measurement]:
     """RocketMQ producer to device; baseline: to a RocketMQ consumer, the same messages."""
     count = bench.scaled(MESSAGES)
-    bridge = await bench.kept("bridge", lambda: BridgeServer.inbound(bench))
+    bridge = await bench.kept("inbound", lambda: BridgeServer.inbound(bench))
     device = await Device.connect(bridge, "GID_bench@@@device", "devices/#")
     async with Application.on(bench, bridge.topic) as application:
         await wait_for(device.received, 1)
@@ -259,7 +259,7 @@ async def downlink(bench: Bench) -> list[Measurement]:
 async def round_trip(bench: Bench) -> list[Measurement]:
     """Device, bridge, RocketMQ, an application that sends back what it gets, RocketMQ, bridge, device: 200 a second."""
     count = bench.scaled(ECHOES)
-    bridge = await bench.kept("bridge", lambda: BridgeServer.both_ways(bench))
+    bridge = await bench.kept("both ways", lambda: BridgeServer.both_ways(bench))
     up, down = bridge.topic.split()
     device = await Device.connect(bridge, "GID_bench@@@device", "devices/#")
     async with Application.on(bench, up) as application:

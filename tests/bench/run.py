@@ -42,7 +42,8 @@ async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> 
             bench.run = number
             print(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}", file=sys.stderr)
             results.append(await experiment.measure(bench))
-        bench.end_experiment()
+        if not bench.quick:
+            bench.end_experiment()
         new = report.summarize(name, results[-counted:])
         print(
             f"{report.table(new)}\n"

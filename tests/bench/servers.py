@@ -1,5 +1,7 @@
 """The servers under test, each a process of its own, and the load on them, another one."""
 
+# ruff: noqa: T201 - a program for the terminal
+
 import asyncio
 import json
 import os
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _START_SECONDS = 30.0
+_LOAD_CPU = 0.85
 DRAIN_SECONDS = 120.0
 """A lane that is not empty by then is no benchmark any more."""
 
@@ -222,9 +225,13 @@ class Load:
         """Wait for its end, or end it if it waits for that."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        figures = json.loads(await self._line())
+        result = LoadResult(**json.loads(await self._line()))
         await self._process.wait()
-        return LoadResult(**figures)
+        if result.load_cpu > _LOAD_CPU:
+            print(
+                f"the load program took {result.load_cpu:.0%} of a core: it may be what was measured", file=sys.stderr
+            )
+        return result
 
 
 async def new_topic(bench: Bench, *, queues: int = 4) -> str:

@@ -1,15 +1,19 @@
 """What the bridge costs publishers: amqtt with the bridge, RocketMQ reachable, against amqtt alone.
 
-On amqtt alone nobody subscribes, so both sides only take and acknowledge the messages; the bridge also keeps them in
-its lane, maps them and sends them to RocketMQ, in the same process.
+Nobody subscribes, so both sides only take and acknowledge the messages; the bridge also keeps them in its lane, maps
+them and sends them to RocketMQ, in the same process. With a subscriber both sides route them to it as well.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tests.bench.experiment import Bench, Experiment, Measurement
-from tests.bench.servers import AloneServer, BridgeServer, Load, Server, cpu_seconds
+from tests.bench.servers import AloneServer, BridgeServer, Load, LoadResult, Server, cpu_seconds
 
 WINDOW = 100
+"""Publishes of a publisher that wait for their PUBACK; QoS 0 is written as fast as the server reads."""
+_FOR_SUBSCRIBER = 25_000
 _TOPIC = "sensors/room1/temperature"
 
 
@@ -32,24 +36,35 @@ async def publish(
     load = await Load.start(
         "publish", server, clients=publishers, qos=qos, window=WINDOW, seconds=bench.seconds, topic=topic
     )
-    result = await load.result()
+    return await _sum_up(server, await load.result(), cpu_before=before)
+
+
+async def _publish_to_subscriber(server: Server, count: int) -> UplinkResult:
+    before = cpu_seconds(server.pid)
+    subscriber = await Load.start("subscribe", server, topic=_TOPIC, messages=count)
+    publisher = await Load.start("publish", server, topic=_TOPIC, qos=1, window=WINDOW, messages=count, seconds=600)
+    result = await subscriber.result()
+    await publisher.result()
+    return await _sum_up(server, result, cpu_before=before)
+
+
+async def _sum_up(server: Server, result: LoadResult, *, cpu_before: float) -> UplinkResult:
     waiting = 0.0
     if isinstance(server, BridgeServer) and not server.rocketmq_away:
         waiting = await server.metric("mq2mqtt_lane_messages")
         await server.wait_drained()
-    return UplinkResult(result.rate, (cpu_seconds(server.pid) - before) / result.messages * 1e6, waiting)
+    return UplinkResult(result.rate, (cpu_seconds(server.pid) - cpu_before) / result.messages * 1e6, waiting)
 
 
-def _experiment(*, qos: int, publishers: int) -> Experiment:
+def _experiment(publish_to: Callable[[Bench, Server], Awaitable[UplinkResult]], metric: str) -> Experiment:
     async def run(bench: Bench) -> list[Measurement]:
         alone = await bench.kept("alone", lambda: AloneServer.start(bench))
-        bridge = await bench.kept("bridge", lambda: BridgeServer.outbound(bench))
+        bridge = await bench.kept("outbound", lambda: BridgeServer.outbound(bench))
         baseline, measured = await bench.interleaved(
-            lambda: publish(bench, alone, qos=qos, publishers=publishers),
-            lambda: publish(bench, bridge, qos=qos, publishers=publishers),
+            lambda: publish_to(bench, alone), lambda: publish_to(bench, bridge)
         )
         return [
-            Measurement("published", measured.rate, "msg/s", baseline.rate),
+            Measurement(metric, measured.rate, "msg/s", baseline.rate),
             Measurement("CPU of the server", measured.cpu_us, "us/msg", baseline.cpu_us),
             Measurement("left in the lane", measured.waiting, "msg"),
         ]
@@ -58,7 +73,10 @@ def _experiment(*, qos: int, publishers: int) -> Experiment:
 
 
 EXPERIMENTS = {
-    "uplink-amqtt-qos1-1pub": _experiment(qos=1, publishers=1),
-    "uplink-amqtt-qos1-20pub": _experiment(qos=1, publishers=20),
-    "uplink-amqtt-qos0-1pub": _experiment(qos=0, publishers=1),
+    "uplink-amqtt-qos1-1pub": _experiment(publish, "published"),
+    "uplink-amqtt-qos1-20pub": _experiment(partial(publish, publishers=20), "published"),
+    "uplink-amqtt-qos0-1pub": _experiment(partial(publish, qos=0), "published"),
+    "uplink-amqtt-qos1-1pub-1sub": _experiment(
+        lambda bench, server: _publish_to_subscriber(server, bench.scaled(_FOR_SUBSCRIBER)), "delivered"
+    ),
 }

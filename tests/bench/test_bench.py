@@ -1,0 +1,70 @@
+"""Every experiment runs and says what it should; how fast it was is for a quiet machine to say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SharedRocketMQ
+
+ROOT = Path(__file__).parents[2]
+
+EXPERIMENTS = {
+    "uplink-amqtt-qos1-1pub": {"published": "msg/s", "CPU of the server": "us/msg"},
+    "uplink-amqtt-qos1-20pub": {"published": "msg/s", "CPU of the server": "us/msg"},
+    "uplink-amqtt-qos0-1pub": {"published": "msg/s", "CPU of the server": "us/msg"},
+    "uplink-amqtt-qos1-1pub-1sub": {"delivered": "msg/s", "CPU of the server": "us/msg"},
+    "drain": {"drained": "msg/s", "CPU of the server": "us/msg"},
+    "downlink-amqtt-1sub": {"delivered, QoS 0": "msg/s", "delivered, QoS 1": "msg/s"},
+    "downlink-amqtt-1000sub": {"delivered, QoS 0": "msg/s"},
+    "latency-uplink": {"device to RocketMQ's store, p50": "ms", "device to RocketMQ's store, p99": "ms"},
+    "latency-downlink": {"RocketMQ producer to device, p50": "ms", "RocketMQ producer to device, p99": "ms"},
+    "latency-round-trip": {"device to RocketMQ application to device, p50": "ms"},
+    "client-send": {"sent": "msg/s"},
+    "client-batch": {"sent": "msg/s"},
+    "client-receive": {"received": "msg/s"},
+    "spool-append": {"appended": "frames/s"},
+    "spool-read": {"read": "frames/s", "read and settled": "frames/s"},
+    "spool-commit": {"committed": "frames/s"},
+    "growth-rules": {"idle CPU, rules: 1": "%", "published, rules: 20": "msg/s"},
+    "growth-subscriptions": {"delivered, subscriptions: 10": "msg/s", "delivered, subscriptions: 2,000": "msg/s"},
+    "growth-backlog": {"published, waiting: 0": "msg/s", "start until it listens, waiting: 100,000": "s"},
+    "growth-connections": {"memory of each, connections: 20": "KiB"},
+}
+"""Some of the metrics of each, with their units."""
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(900)
+def test_a_quick_run_measures_everything(rocketmq: SharedRocketMQ, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.run",
+        "--quick",
+        "--rocketmq",
+        rocketmq.namesrv,
+        "--json",
+        str(figures),
+    ]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    rows = json.loads(figures.read_text())
+    for row in rows:
+        assert list(row) == ["experiment", "metric", "value", "unit", "baseline", "ratio", "runs"]
+        assert row["runs"] == [row["value"]]
+        assert row["metric"] in done.stdout
+    found = {(row["experiment"], row["metric"]): row for row in rows}
+    assert {experiment for experiment, _ in found} == set(EXPERIMENTS)
+    for experiment, metrics in EXPERIMENTS.items():
+        for metric, unit in metrics.items():
+            row = found[experiment, metric]
+            assert row["unit"] == unit
+            assert row["value"] > 0 or unit in {"%", "us/msg"}  # the clock of a process ticks every 10 ms
+    for experiment in ("uplink-amqtt-qos1-1pub", "uplink-amqtt-qos1-20pub", "uplink-amqtt-qos0-1pub"):
+        row = found[experiment, "published"]
+        assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
