@@ -49,6 +49,8 @@ class Downlink:
         self._parked = parked
         self._telemetry = telemetry
         self._subscription: Subscription | None = None
+        self._unreadable = 0
+        """Of this subscription, counted."""
         self._outcome = asyncio.Event()
 
     async def run(self) -> None:
@@ -63,13 +65,14 @@ class Downlink:
                 self._telemetry.rule_down(Trouble.LINK, "internal error, see the log")
             if self._subscription is not None:
                 await self._subscription.close()
+                self._count_unreadable()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _receive(self) -> None:
         subscription = await self._link.subscribe(
             self.rule.source, self.group, tags=self.rule.tags, start=ConsumeFrom(self.rule.start)
         )
-        self._subscription = subscription
+        self._subscription, self._unreadable = subscription, 0
         async for batch in subscription:
             self._telemetry.outcomes["received"] += len(batch)
             self._telemetry.in_flight += len(batch)
@@ -132,6 +135,12 @@ class Downlink:
         self._telemetry.parked_messages = self._parked.count
         if self._subscription is not None:
             self._telemetry.lag = self._subscription.lag
+        self._count_unreadable()
+
+    def _count_unreadable(self) -> None:
+        if self._subscription is not None:
+            self._telemetry.unreadable(self._subscription.unreadable - self._unreadable)
+            self._unreadable = self._subscription.unreadable
 
     def watch(self) -> None:
         """Bring the rule's state up to date; called about once a second."""

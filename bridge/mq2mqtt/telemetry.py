@@ -178,6 +178,13 @@ class RuleTelemetry:
         self.outcomes["skipped"] += 1
         self.in_flight -= 1
 
+    def unreadable(self, count: int) -> None:
+        """So many downlink messages came that could not be decoded; the link has logged each."""
+        if count:
+            self.outcomes["received"] += count
+            self.outcomes["dropped"] += count
+            self.drops[DropReason.UNREADABLE] += count
+
     def dropped(self, reason: DropReason) -> None:
         """A publish was dropped before it became a message of this rule."""
         if self.drops[reason] == 0:

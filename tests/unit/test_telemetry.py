@@ -155,6 +155,14 @@ def test_a_rule_that_is_enabled_again_must_prove_itself_and_a_draining_one_says_
     assert rule.readiness()["reason"] is None
 
 
+def test_what_cannot_be_decoded_is_received_and_dropped() -> None:
+    rule = RuleTelemetry("commands-in", direction=Direction.DOWNLINK)
+    rule.unreadable(0)
+    assert not rule.outcomes
+    rule.unreadable(2)
+    assert (rule.outcomes, rule.drops) == ({"received": 2, "dropped": 2}, {"unreadable": 2})
+
+
 def test_rules_stand_in_the_order_of_the_configuration_and_what_drains_behind_them() -> None:
     telemetry = Telemetry()
     for rule_id in ("gone", "b", "a"):

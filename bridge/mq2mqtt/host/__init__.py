@@ -41,6 +41,7 @@ class DropReason(StrEnum):
     DISCONNECTED = "disconnected"
     TOO_LARGE = "too_large"
     PARKING_FULL = "parking_full"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,10 @@ class Subscription(Protocol):
     def lag(self) -> int:
         """Messages in RocketMQ behind the committed offsets, as of the last fetch."""
 
+    @property
+    def unreadable(self) -> int:
+        """Messages so far that could not be decoded: they are logged and left out."""
+
     async def members(self) -> tuple[GroupMember, ...]:
         """Who is in the group now, by RocketMQ's own list."""
 

@@ -241,6 +241,10 @@ class _MemorySubscription(Subscription):
         queues = self._cluster.queues(self.topic)
         return sum(len(queues[number]) - progress.committable for number, progress in self._owned.items())
 
+    @property
+    def unreadable(self) -> int:
+        return 0
+
     async def members(self) -> tuple[GroupMember, ...]:
         members = self._cluster.members_of(self.topic, self.group)
         client_ids = sorted({member.client_id for member in members})

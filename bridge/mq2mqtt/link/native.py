@@ -214,6 +214,10 @@ class _NativeSubscription(Subscription):
     def lag(self) -> int:
         return self._consumer.lag
 
+    @property
+    def unreadable(self) -> int:
+        return self._consumer.undecodable
+
     async def members(self) -> tuple[GroupMember, ...]:
         with map_errors():
             # One that has just reconnected is listed for both of its connections.
