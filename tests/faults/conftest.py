@@ -1,6 +1,7 @@
 """The fault table: collected over a run, printed at its end, and written where it is asked for."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 from tests.conftest import run_on_jvm
 from tests.faults.report import FaultTable
+from tests.faults.small_disk import SmallDisk
 from tests.rocket_peer import RocketPeer
 
 _TABLE = pytest.StashKey[FaultTable]()
@@ -29,12 +31,37 @@ def fault_table(request: pytest.FixtureRequest) -> FaultTable:
 
 
 @pytest.fixture(scope="session")
+def broker_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk | None]:
+    """Give a disk for the broker's messages that can be filled, where one can be had."""
+    with contextlib.ExitStack() as stack:
+        disk: SmallDisk | None = None
+        with contextlib.suppress(pytest.skip.Exception):
+            disk = stack.enter_context(SmallDisk(tmp_path_factory.mktemp("broker") / "disk", megabytes=256))
+        yield disk
+
+
+@pytest.fixture(scope="session")
 def own(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, say: Callable[[str], None]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    say: Callable[[str], None],
+    broker_disk: SmallDisk | None,
 ) -> Iterator[RocketMQ]:
     """Start the RocketMQ that the faults happen to; each test leaves it in working order, whatever happens."""
-    version = request.config.getoption("--rocketmq-version")
-    server = asyncio.run(run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
+    # It looks at its disk every second instead of every 10, and refuses messages on one that is fuller than this.
+    conf = {"cleanResourceInterval": "1000", "cleanFileForciblyEnable": "false"}
+    full = {"rocketmq.broker.diskSpaceWarningLevelRatio": "0.8"}
+    if broker_disk is not None:
+        conf["storePathCommitLog"] = str(broker_disk.path / "commitlog")
+    server = asyncio.run(
+        run_on_jvm(
+            tmp_path_factory.mktemp("rocketmq"),
+            say=say,
+            version=request.config.getoption("--rocketmq-version"),
+            broker_conf=conf,
+            java_properties=full if broker_disk is not None else {},
+        )
+    )
     yield server
     server.kill()
 

@@ -86,7 +86,8 @@ class Downlink:
         self._sending = threading.Event()
         self._sending.set()
         self._thread: threading.Thread | None = None
-        self.device: Device | None = None
+        self._bridge: BridgeProcess | None = None
+        self._devices: list[Device] = []
         self._acknowledged: list[bytes] = []
 
     @property
@@ -99,16 +100,22 @@ class Downlink:
         return 1
 
     def start(self, bridge: BridgeProcess, peer: RocketPeer) -> None:
-        self.device = Device(bridge.mqtt_port, f"GID_{self.rule_id}@@@1")
+        self._bridge = bridge
         self.connect()
         self._thread = threading.Thread(target=self._send, args=(peer,), name=f"send {self.topic}", daemon=True)
         self._thread.start()
 
     def connect(self) -> None:
-        """Connect the device (again), and subscribe."""
-        assert self.device is not None
-        self.device.connect()
-        self.device.subscribe(f"{self.rule_id}/#", qos=1)
+        """Connect the device, again after its broker had ended, and subscribe."""
+        assert self._bridge is not None
+        self._devices.append(Device(self._bridge.mqtt_port, f"GID_{self.rule_id}@@@1"))
+        self._devices[-1].connect()
+        self._devices[-1].subscribe(f"{self.rule_id}/#", qos=1)
+
+    def disconnect(self) -> None:
+        for device in self._devices:
+            device.client.disconnect()
+            device.client.loop_stop()
 
     def pause(self) -> None:
         """Send nothing until `resume`, and wait until everything sent has arrived."""
@@ -153,7 +160,7 @@ class Downlink:
 
     @property
     def arrivals(self) -> list[bytes]:
-        return [bytes(message.payload) for message in self.device.received] if self.device else []
+        return [bytes(message.payload) for device in self._devices for message in device.received]
 
     def stop(self) -> None:
         self._stopping.set()
@@ -202,8 +209,7 @@ class Scene:
                 one.stream.give_up()
             elif isinstance(one, Downlink):
                 one.stop()
-                if one.device is not None:
-                    one.device.client.loop_stop()
+                one.disconnect()
         self.bridge.kill()
 
     def start(self) -> None:
@@ -255,7 +261,9 @@ class Scene:
         for one in (*self._traffic, *self._idle):
             assert self.bridge.metric("mq2mqtt_rule_up", rule=one.rule_id) == 1
 
-    def finish(self, table: FaultTable, fault: str, *, told: Told | None = None) -> None:
+    def finish(
+        self, table: FaultTable, fault: str, *, told: Told | None = None, stall_seconds: float = _STALL_SECONDS
+    ) -> None:
         """End the traffic, let everything arrive, check the invariants and add a row for each kind of traffic."""
         self.wait_up()
         self.wait_flow()
@@ -267,7 +275,7 @@ class Scene:
         assert_invariants(self.bridge)
         for row in rows:
             table.add(row)
-            assert row.longest_stall is None or row.longest_stall < _STALL_SECONDS, row
+            assert row.longest_stall is None or row.longest_stall < stall_seconds, row
         assert self.bridge.stop() == 0
         assert "Traceback" not in self.bridge.log_file.read_text()
 
