@@ -1,4 +1,4 @@
-"""amqtt's packet objects and plugin events, for the plugins of others: made only where one of them listens."""
+"""amqtt's own objects and plugin events: made only where its routing, or a plugin of others, wants them."""
 
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -8,13 +8,14 @@ from amqtt.errors import NoDataError
 from amqtt.events import Events, MQTTEvents
 from amqtt.mqtt import packet_class
 from amqtt.mqtt.packet import MQTTFixedHeader
+from amqtt.mqtt.publish import PublishPacket
 from amqtt.plugins.manager import PluginManager
-from amqtt.session import Session
+from amqtt.session import IncomingApplicationMessage, Session
 
-from mq2mqtt_amqtt.packets import MalformedPacketError
+from mq2mqtt_amqtt.packets import MalformedPacketError, Publish
 from mq2mqtt_amqtt.wire import Wire
 
-__all__ = ["AnnouncingWire", "announce", "decode", "listens"]
+__all__ = ["AnnouncingWire", "announce", "application_message", "decode", "listens"]
 
 _Result = TypeVar("_Result")
 _CONTINUE = 0x80
@@ -41,6 +42,16 @@ def decode(first: int, body: bytes) -> Any:  # noqa: ANN401 - any of amqtt's pac
         return _complete(packet_class(header).from_stream(BufferReader(body), fixed_header=header))
     except NoDataError:
         raise MalformedPacketError("the packet ends too early") from None
+
+
+def application_message(publish: Publish) -> IncomingApplicationMessage:
+    """Return what amqtt routes, and tells plugins of, for `publish`."""
+    number = publish.packet_id or None
+    message = IncomingApplicationMessage(number, publish.topic, publish.qos, publish.payload, publish.retain)
+    message.publish_packet = PublishPacket.build(
+        publish.topic, publish.payload, number, publish.dup, publish.qos, publish.retain
+    )
+    return message
 
 
 def _complete(coroutine: Coroutine[Any, Any, _Result]) -> _Result:

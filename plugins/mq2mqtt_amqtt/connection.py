@@ -28,16 +28,16 @@ from amqtt.mqtt.packet import (
     UNSUBSCRIBE,
 )
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
-from amqtt.mqtt.publish import PublishPacket
-from amqtt.session import ApplicationMessage, IncomingApplicationMessage, Session
+from amqtt.session import ApplicationMessage, OutgoingApplicationMessage, Session
 from loguru import logger
 
 from mq2mqtt.host import Intake
 from mq2mqtt.message import ClientEvent, ClientEventType
-from mq2mqtt_amqtt.announce import AnnouncingWire, announce, decode, listens
+from mq2mqtt_amqtt.announce import AnnouncingWire, announce, application_message, decode, listens
 from mq2mqtt_amqtt.outbox import Outbox
 from mq2mqtt_amqtt.packets import PINGRESP, MalformedPacketError, Publish, packet_id, parse_publish
 from mq2mqtt_amqtt.publishes import Publishes
+from mq2mqtt_amqtt.turnstile import Turnstile
 from mq2mqtt_amqtt.wire import BUFFER_HIGH, ByteReader, Wire, open_reader, open_wire
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class Connection(BrokerProtocolHandler):
     wire: Wire
     outbox: Outbox
     publishes: Publishes
+    _turnstile: Turnstile
 
     def __init__(
         self,
@@ -147,6 +148,7 @@ class Connection(BrokerProtocolHandler):
         self.wire = open_wire(writer, self._write_lock, self.client_id)
         if listens(self.plugins_manager, MQTTEvents.PACKET_SENT):
             self.wire = AnnouncingWire(self.wire, self.plugins_manager, session)
+        self._turnstile = Turnstile(self.wire, self.client_id)
         self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id)
         self.publishes = Publishes(
             routing=self,
@@ -360,13 +362,30 @@ class Connection(BrokerProtocolHandler):
         """Queue for amqtt's routing, where anybody wants it."""
         if self.host.wanted(publish):
             self._routed.clear()
-            self._delivered.put_nowait(_application_message(publish))
+            self._delivered.put_nowait(application_message(publish))
 
     def keep_private(self, publish: Publish) -> None:
         """Tell the plugins that listen for received messages: amqtt tells them of refused ones too."""
         if listens(self.plugins_manager, BrokerEvents.MESSAGE_RECEIVED):
-            message = _application_message(publish)
+            message = application_message(publish)
             announce(self.plugins_manager, BrokerEvents.MESSAGE_RECEIVED, client_id=self.client_id, message=message)
+
+    async def mqtt_publish(
+        self,
+        topic: str,
+        data: bytes | bytearray,
+        qos: int | None,
+        retain: bool,  # noqa: FBT001 - amqtt's signature
+        ack_timeout: int | None = None,
+    ) -> OutgoingApplicationMessage:
+        """Send what another client published, unless this one does not read."""
+        if self._turnstile.passes() or await self._turnstile.wait(len(data)):
+            return await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
+        return OutgoingApplicationMessage(None, topic, qos, data, retain)
+
+    async def _send_packet(self, packet: Any) -> None:  # noqa: ANN401 - any of amqtt's packets
+        # amqtt would wait here until the device has read, for ever where it never does.
+        self.wire.write(packet.to_bytes())
 
     def backlog(self) -> int:
         """How many publishes wait in amqtt's routing."""
@@ -379,12 +398,3 @@ class Connection(BrokerProtocolHandler):
         message = await self._delivered.get()
         self.publishes.moved_on()
         return message
-
-
-def _application_message(publish: Publish) -> IncomingApplicationMessage:
-    number = publish.packet_id or None
-    message = IncomingApplicationMessage(number, publish.topic, publish.qos, publish.payload, publish.retain)
-    message.publish_packet = PublishPacket.build(
-        publish.topic, publish.payload, number, publish.dup, publish.qos, publish.retain
-    )
-    return message
