@@ -1,6 +1,7 @@
 """`mq2mqtt run` as a process of its own, for tests that look at it as a user does."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -109,6 +110,13 @@ class BridgeProcess:
         families = text_string_to_metric_families(self.get("/metrics")[1])
         samples = (sample for family in families for sample in family.samples if sample.name == name)
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the process occupies now."""
+        assert self.process is not None
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another `mq2mqtt` command on the same configuration."""

@@ -1,7 +1,9 @@
 """A RocketMQ application for tests that are not coroutines: sends, and collects what a topic gets."""
 
 import asyncio
+import struct
 import threading
+import time
 import uuid
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -86,6 +88,24 @@ class RocketPeer:
         messages = [RocketMessage(topic, body, {**tags, **properties}) for body in bodies]
         self._do(self._send(topic, messages))
 
+    def send_not_utf8(self, topic: str, *, broker_address: str) -> None:
+        """Send to queue 0 a message whose properties are not UTF-8, as a careless client's batch can."""
+        properties = b"TAGS\x01MQ2MQTT\x02mqttSecondTopic\x01/\xff\xfe\x02"
+        entry = struct.pack(">iiiii", 22 + 1 + len(properties), 0, 0, 0, 1) + b"x"
+        body = entry + struct.pack(">H", len(properties)) + properties
+        self._send_raw(320, {**_send_fields(topic), "m": "true"}, body, broker_address=broker_address)
+
+    def send_not_compressed(self, topic: str, *, broker_address: str) -> None:
+        """Send to queue 0 a message that says it is compressed, and is not."""
+        properties = "TAGS\x01MQ2MQTT\x02mqttSecondTopic\x01/odd\x02"
+        fields = {**_send_fields(topic), "f": "1", "i": properties}
+        self._send_raw(310, fields, b"not compressed", broker_address=broker_address)
+
+    def _send_raw(self, code: int, fields: dict[str, str], body: bytes, *, broker_address: str) -> None:
+        call = self._link._client.call  # noqa: SLF001 - our own client sends nothing of the kind
+        answer = self._do(call(broker_address, code, fields, body))
+        assert answer.code == 0, answer
+
     async def _send(self, topic: str, messages: list[RocketMessage]) -> None:
         queues = await self._link.queues(topic)
         self._next += 1
@@ -116,6 +136,12 @@ class RocketPeer:
                     subscription.settle(message)
         finally:
             await subscription.close()
+
+
+def _send_fields(topic: str) -> dict[str, str]:
+    """Return the header of SEND_MESSAGE_V2, with its one-letter names."""
+    values = {"a": "GID_raw", "b": topic, "c": topic, "d": "4", "e": "0", "f": "0", "g": str(int(time.time() * 1000))}
+    return {**values, "h": "0", "i": "", "j": "0", "k": "false", "m": "false"}
 
 
 def wait_for_messages(messages: list[Any], count: int, *, seconds: float = 30.0) -> None:
