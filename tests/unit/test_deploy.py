@@ -64,6 +64,11 @@ def test_alerts_ask_for_what_the_bridge_exports() -> None:
             assert set(reasons.split("|")) <= set(DropReason), name
 
 
+def test_every_reason_of_a_drop_is_explained_to_the_one_it_wakes() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    assert [reason for reason in DropReason if f"`{reason}`" not in text] == []
+
+
 def compose() -> dict[str, Any]:
     content: dict[str, Any] = loaded(DEPLOY / "compose.yaml")
     return content
