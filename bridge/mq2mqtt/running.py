@@ -1,7 +1,9 @@
 """The rules at work: brings what runs into line with a rule set, at the start and at every reload."""
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
 
 from loguru import logger
 
@@ -13,6 +15,9 @@ from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry
 from mq2mqtt.workers import InboundWorker, OutboundWorker, StatusWorker, Worker, Workplace
 
 __all__ = ["RunningRules"]
+
+# Lanes that one reload opens or removes before devices get their turn: about 5 ms each.
+_FILES_AT_ONCE = 10
 
 
 class RunningRules:
@@ -47,7 +52,9 @@ class RunningRules:
     def apply(self, rules: RuleSet) -> RuleDiff:
         """Go by `rules` from now on; return what that changed. A rule that stays the same notices nothing.
 
-        After `open`, a rule whose files cannot be opened is down with the reason, and tried again every second.
+        After `open`, a rule whose files cannot be opened is down with the reason, and tried again every second. Where
+        many rules come or go at once, the files of most are left to `watch`: devices must not wait for a thousand
+        lanes. Until a rule's lane is open, its publishes wait.
         """
         diff = self._rules.diff(rules)
         self._rules = rules
@@ -64,8 +71,8 @@ class RunningRules:
         self._telemetry.arrange(rule.id for rule in rules)
         self.intake.apply(rules, self._lanes())
         if self._opened:
-            self._open_what_can_be()
-            self._let_go()
+            for _ in itertools.islice(self._tidy_up(), _FILES_AT_ONCE):
+                pass
         return diff
 
     def _new_worker(self, rule: Rule) -> Worker:
@@ -93,23 +100,8 @@ class RunningRules:
     def _employ(self, worker: Worker) -> None:
         self._workers[worker.telemetry.rule_id] = worker
         self._telemetry.add(worker.telemetry)
-        if self._opened:
-            _open_if_possible(worker)
         if self._group is not None:
             self._set_to_work(self._group, worker)
-
-    def _let_go(self) -> None:
-        """Forget the workers that are done, and let their successors begin."""
-        for rule_id, worker in [(rule_id, worker) for rule_id, worker in self._workers.items() if worker.is_done]:
-            # Nothing of it is in flight: at most it asks RocketMQ whether it is there.
-            if (task := self._tasks.pop(rule_id, None)) is not None:
-                task.cancel()
-            worker.remove()
-            del self._workers[rule_id]
-            self._telemetry.remove(rule_id)
-            if (successor := self._successors.pop(rule_id, None)) is not None:
-                self._employ(successor)
-                self._telemetry.arrange(rule.id for rule in self._rules)
 
     # -- their files --
 
@@ -127,9 +119,31 @@ class RunningRules:
             raise
         self._opened = True
 
-    def _open_what_can_be(self) -> None:
-        for worker in self._workers.values():
-            _open_if_possible(worker)
+    def _tidy_up(self) -> Iterator[None]:
+        """Open what is not open, let go what is done; pause after each that took time. Rules may change in a pause."""
+        for rule_id, worker in list(self._workers.items()):
+            if not worker.is_open:
+                # Where it fails, the worker's telemetry has the reason.
+                with contextlib.suppress(LaneError):
+                    worker.open()
+                yield
+            if worker.is_done and self._workers.get(rule_id) is worker:
+                self._let_go(rule_id)
+                yield
+
+    def _let_go(self, rule_id: str) -> None:
+        """Forget a worker that is done, and let its successor begin."""
+        worker = self._workers.pop(rule_id)
+        if (task := self._tasks.pop(rule_id, None)) is not None:
+            # Nothing of it is in flight: at most it asks RocketMQ whether it is there.
+            task.cancel()
+        worker.remove()
+        self._telemetry.remove(rule_id)
+        if (successor := self._successors.pop(rule_id, None)) is not None:
+            self._employ(successor)
+            self._telemetry.arrange(rule.id for rule in self._rules)
+            with contextlib.suppress(LaneError):
+                successor.open()
 
     def close(self) -> None:
         """Let all files and locks go. Idempotent."""
@@ -153,10 +167,10 @@ class RunningRules:
 
     async def watch(self) -> None:
         """Look after what has no event; call it about once a second."""
-        self._open_what_can_be()
         for worker in self._workers.values():
             worker.watch()
-        self._let_go()
+        for _ in self._tidy_up():
+            await asyncio.sleep(0)
 
     async def check_groups(self) -> None:
         """Look for other bridges in the rules' own consumer groups."""
@@ -190,13 +204,6 @@ class RunningRules:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-
-
-def _open_if_possible(worker: Worker) -> None:
-    try:
-        worker.open()
-    except LaneError:
-        return  # the worker's telemetry has the reason
 
 
 def _telemetry(rule_id: str, direction: Direction) -> RuleTelemetry:

@@ -55,6 +55,10 @@ class Worker(Protocol):
     def follow(self, rule: Rule | None) -> None:
         """Go by `rule` from now on, without it come to an end. What stays the same goes on undisturbed."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has nothing to do."""
+
     def open(self) -> None:
         """Open on disk what the rule needs. Idempotent.
 
@@ -131,9 +135,14 @@ class OutboundWorker(Worker):
                 if rule.enabled:
                     self.telemetry.begin()
 
+    @property
+    def is_open(self) -> bool:
+        """See `Worker.is_open`."""
+        return self._outlet is not None or self._has_no_lane
+
     def open(self) -> None:
         """See `Worker.open`. A rule that takes nothing needs no lane but the one it may have."""
-        if self._outlet is not None or self._has_no_lane:
+        if self.is_open:
             return
         try:
             if not self._enabled and not is_lane(self._path):
@@ -227,9 +236,14 @@ class InboundWorker(Worker):
                 self.telemetry.begin()
         self._changed.set()
 
+    @property
+    def is_open(self) -> bool:
+        """See `Worker.is_open`."""
+        return self._parked is not None or self._rule is None or not self._rule.enabled
+
     def open(self) -> None:
         """See `Worker.open`."""
-        if self._parked is not None or self._rule is None or not self._rule.enabled:
+        if self.is_open:
             return
         spool = self._place.settings.spool
         path = self._place.directory(self.telemetry.rule_id)
@@ -335,6 +349,11 @@ class StatusWorker(Worker):
         self._gone = rule is None
         _enter(self.telemetry, rule)
         self.telemetry.rule_down(Trouble.LINK, "status rules are not built yet: set `enabled: false`")
+
+    @property
+    def is_open(self) -> bool:
+        """See `Worker.is_open`."""
+        return True
 
     def open(self) -> None:
         """See `Worker.open`."""

@@ -400,3 +400,21 @@ async def test_a_reload_before_the_start_and_a_stop_right_after_it(tmp_path: Pat
     world = World(tmp_path, OUT, cluster=cluster)
     await world.bridge.start()
     await world.bridge.stop()
+
+
+async def test_many_new_rules_open_their_lanes_bit_by_bit_and_lose_nothing(tmp_path: Path) -> None:
+    rules = [{**OUT, "id": f"rule-{number}", "source": f"s{number}"} for number in range(30)]
+    async with World(tmp_path) as world:
+        world.reload(*rules)
+        assert len(list(tmp_path.glob("*/lane.json"))) == 10
+        accepted = []
+        for number in range(30):
+            route = world.bridge.intake.route(f"s{number}/x")
+            assert route is not None
+            message = MqttMessage(f"s{number}/x", b"%d" % number, 1, client_id="c")
+            accepted.append(world.bridge.intake.accept(route, message))
+        await asyncio.wait_for(asyncio.gather(*filter(None, accepted)), 15)
+        await until(lambda: set(world.sent()) == {b"%d" % number for number in range(30)})
+        world.reload()
+        await until(lambda: not world.bridge.telemetry.rules)
+        assert list(tmp_path.iterdir()) == [tmp_path / "instance"]

@@ -147,22 +147,25 @@ def _has_settled(world: World) -> bool:
     return all(rule.state in {"up", "disabled"} for rule in world.bridge.telemetry.rules.values())
 
 
-async def _compare(directory: Path, steps: list[_Step]) -> None:
+def _cluster() -> MemoryCluster:
     cluster = MemoryCluster()
     for topic in _TOPICS:
         cluster.create_topic(topic, 1)
-    async with World(directory / "reloaded", cluster=cluster) as world:
+    return cluster
+
+
+async def _compare(directory: Path, steps: list[_Step]) -> None:
+    last = steps[-1].rules
+    async with World(directory / "started", *last, cluster=_cluster()) as world:
+        await until(lambda: _has_settled(world))
+        expected = _picture(world)
+    async with World(directory / "reloaded", cluster=_cluster()) as world:
         story = _Story(world)
         for step in steps:
             await story.take(step)
-        await story.take(_Step(steps[-1].rules, away=False, pause=0))
-        await until(lambda: _has_settled(world))
-        await until(lambda: not any(rule.lane_messages for rule in _lanes(world)))
+        await story.take(_Step(last, away=False, pause=0))
+        await until(lambda: _picture(world) == expected and not any(rule.lane_messages for rule in _lanes(world)))
         story.check()
-        end = _picture(world)
-    async with World(directory / "started", *steps[-1].rules, cluster=cluster) as world:
-        await until(lambda: _has_settled(world))
-        assert end == _picture(world)
 
 
 def _lanes(world: World) -> list[Any]:
