@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from mq2mqtt.errors import ConfigError, LaneError
+from mq2mqtt.errors import ConfigError, LaneCorruptError, LaneError
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, read_entries, summarize_all
@@ -53,18 +53,30 @@ def list_parked_messages(settings: Settings) -> int:
     """Print one line per parked message of all rules."""
     spool = settings.spool.path
     rows: list[tuple[str, ...]] = []
+    damaged: list[LaneCorruptError] = []
     for path in sorted(spool.iterdir()) if spool.is_dir() else ():
         if path.is_dir():
-            rows += [(path.name, parked.key, _time(parked.parked_us), parked.reason) for parked in list_parked(path)]
+            found = list_parked(path, on_damage=damaged.append)
+            rows += [(path.name, parked.key, _time(parked.parked_us), parked.reason) for parked in found]
     _table(("RULE", "KEY", "PARKED", "REASON"), rows)
-    return _OK
+    return _tell_of(damaged)
 
 
 def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
     """Print a rule's parked messages whole, oldest first."""
-    for parked in list_parked(_directory(settings, lane))[:limit]:
+    damaged: list[LaneCorruptError] = []
+    for parked in list_parked(_directory(settings, lane), on_damage=damaged.append)[:limit]:
         _show_parked(parked)
-    return _OK
+    return _tell_of(damaged)
+
+
+def _tell_of(damaged: Iterable[LaneCorruptError]) -> int:
+    """Print a line for each; return the exit code."""
+    code = _OK
+    for error in damaged:
+        typer.echo(f"PROBLEM  {error}")
+        code = _PROBLEMS
+    return code
 
 
 def _show_parked(parked: ParkedMessage) -> None:

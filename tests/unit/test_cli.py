@@ -173,6 +173,13 @@ def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: 
     assert code == 0
     assert "mqttSecondTopic = /a/+" in out
     assert "b'body'" in out
+    damaged = tmp_path / "spool" / "commands-in" / "parked" / "1.parked"
+    damaged.write_bytes(b"")
+    for command in (("ls",), ("show", "commands-in")):
+        code, out, _ = run("parked", *command, "-c", config)
+        assert code == 1
+        assert "broker-a/0/7" in out
+        assert f"PROBLEM  {damaged}: damaged; restore it or move it away" in out
 
 
 def test_with_nothing_there_the_lists_are_empty(run: Run, config: Path) -> None:

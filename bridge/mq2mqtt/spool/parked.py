@@ -4,6 +4,7 @@ One file for each message makes dropping and replaying by another process a plai
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -148,17 +149,29 @@ def count_parked(lane: Path) -> int:
             return 0
 
 
-def list_parked(lane: Path) -> list[ParkedMessage]:
+def list_parked(lane: Path, *, on_damage: Callable[[LaneCorruptError], None] | None = None) -> list[ParkedMessage]:
     """Return a rule's parked messages, oldest first. Takes no lock.
 
+    `on_damage` is told of each damaged file, and the others are read: with `durability: process` a loss of power may
+    leave one.
+
     Raises:
-        LaneCorruptError: a file is damaged.
+        LaneCorruptError: a file is damaged, and there is no `on_damage`.
         LaneError: a file cannot be read.
     """
     directory = lane / PARKED_NAME
     with map_errors(directory, "read"):
         paths = [path for path in directory.iterdir() if path.suffix == _SUFFIX] if directory.is_dir() else []
-    messages = [message for path in paths if (message := _read(path)) is not None]
+    messages: list[ParkedMessage] = []
+    for path in paths:
+        try:
+            message = _read(path)
+        except LaneCorruptError as error:
+            if on_damage is None:
+                raise
+            on_damage(error)
+        else:
+            messages += [message] if message is not None else []
     return sorted(messages, key=lambda message: (message.parked_us, message.key))
 
 

@@ -122,6 +122,16 @@ def test_a_damaged_record_is_named(damage: str, tmp_path: Path) -> None:
         list_parked(tmp_path)
 
 
+def test_a_damaged_record_hides_no_other(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for key in ("0", "1", "2"):
+        store.append(FRAME, key=key, reason="")
+    os.truncate(tmp_path / "parked/1.parked", 5)
+    damaged: list[LaneCorruptError] = []
+    assert [message.key for message in list_parked(tmp_path, on_damage=damaged.append)] == ["0", "2"]
+    assert [str(error) for error in damaged] == [f"{tmp_path}/parked/1.parked: damaged; restore it or move it away"]
+
+
 def test_a_record_without_a_message_is_named(tmp_path: Path) -> None:
     store_in(tmp_path).append(FRAME, key="0", reason="why")
     path = tmp_path / "parked/0.parked"
