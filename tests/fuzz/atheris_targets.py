@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["mq2mqtt", "mq2mqtt_amqtt", "amqtt.mqtt", "yaml"]):
     from tests.fuzz.targets import TARGETS

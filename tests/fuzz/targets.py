@@ -33,6 +33,7 @@ from mq2mqtt.spool.parked import ParkedStore, list_parked
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt_amqtt.announce import decode
 from mq2mqtt_amqtt.packets import MalformedPacketError, parse_publish
+from tests.fuzz.stored import stored_message
 from tests.unit.rocketmq.golden import golden_bytes
 
 __all__ = ["TARGETS", "Target"]
@@ -108,12 +109,6 @@ def _masters(data: bytes) -> None:
 
 def _members(data: bytes) -> None:
     assert all(isinstance(member, str) for member in parse_members(data))
-
-
-def _stored_message(body: bytes, sys_flag: int) -> bytes:
-    head = struct.pack(">iiiiqqiq8xq8xiq", -626843481, 0, 2, 0, 9, 77, sys_flag, 1, 2, 0, 0)
-    rest = head + struct.pack(">i", len(body)) + body + b"\1T" + struct.pack(">H", 0)
-    return struct.pack(">i", 4 + len(rest)) + rest
 
 
 _ROUTE = json.dumps(
@@ -278,7 +273,7 @@ TARGETS: dict[str, Target] = {
             golden_bytes("stored_v6both"),
             *(golden_bytes(f"stored_{kind}") for kind in ("zlib", "lz4", "zstd")),
             golden_bytes("stored_plain") + golden_bytes("stored_zlib"),
-            _stored_message(zlib.compress(b"z" * 99), 1),
+            stored_message(zlib.compress(b"z" * 99), 1),
         ),
     ),
     "properties": Target(
