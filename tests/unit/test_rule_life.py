@@ -402,11 +402,15 @@ async def test_a_reload_before_the_start_and_a_stop_right_after_it(tmp_path: Pat
     await world.bridge.stop()
 
 
+def _lanes(spool: Path) -> int:
+    return sum(path.is_dir() for path in spool.iterdir())
+
+
 async def test_many_new_rules_open_their_lanes_bit_by_bit_and_lose_nothing(tmp_path: Path) -> None:
     rules = [{**OUT, "id": f"rule-{number}", "source": f"s{number}"} for number in range(30)]
     async with World(tmp_path) as world:
         world.reload(*rules)
-        assert len(list(tmp_path.glob("*/lane.json"))) == 10
+        assert _lanes(tmp_path) == 10
         accepted = []
         for number in range(30):
             route = world.bridge.intake.route(f"s{number}/x")
@@ -417,4 +421,4 @@ async def test_many_new_rules_open_their_lanes_bit_by_bit_and_lose_nothing(tmp_p
         await until(lambda: set(world.sent()) == {b"%d" % number for number in range(30)})
         world.reload()
         await until(lambda: not world.bridge.telemetry.rules)
-        assert list(tmp_path.iterdir()) == [tmp_path / "instance"]
+        assert _lanes(tmp_path) == 0
