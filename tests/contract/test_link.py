@@ -40,7 +40,7 @@ class Links:
         return name
 
 
-@pytest.fixture(params=["memory", pytest.param("native", marks=pytest.mark.e2e)])
+@pytest.fixture(params=["memory", pytest.param("native", marks=[pytest.mark.e2e, pytest.mark.versions])])
 def new_link(request: pytest.FixtureRequest) -> Callable[[str], RocketLink]:
     """Return what makes a link with the given client id."""
     if request.param == "memory":
@@ -190,6 +190,20 @@ async def test_queues_are_sorted_and_the_probe_answers(link: RocketLink, topic: 
     assert len(queues) == 4
     assert list(queues) == sorted(queues)
     await link.probe(topic)
+
+
+async def test_what_may_be_written_and_read_is_learnt_without_doing_it(link: RocketLink, single: Queue) -> None:
+    group = new_group()
+    await link.send(single, numbered(single.topic, 1))
+    await link.require_writing(single.topic)
+    await link.require_reading(single.topic, group)
+    for refused in (link.require_writing("no_such_topic"), link.require_reading("no_such_topic", group)):
+        with pytest.raises(TopicNotFoundError, match="no_such_topic"):
+            await refused
+    await link.send(single, numbered(single.topic, 1, first=1))
+    # Neither a message nor an offset was stored: the group is born now.
+    subscription = await join(link, single.topic, group)
+    assert bodies(await receive(subscription, 2)) == [b"0", b"1"]
 
 
 async def test_an_unknown_topic_is_named_everywhere(link: RocketLink) -> None:

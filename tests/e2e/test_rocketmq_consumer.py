@@ -14,7 +14,7 @@ import pytest
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.quickstart.cluster import create_topic
 from mq2mqtt.quickstart.rocketmq import RocketMQ
-from mq2mqtt.rocketmq import Client, NotConnected, ReceivedMessage, RequestCode
+from mq2mqtt.rocketmq import Client, GroupNotFound, NotConnected, ReceivedMessage, RequestCode, permissions
 from mq2mqtt.rocketmq.allocation import allocate, java_string_hash
 from mq2mqtt.rocketmq.consumer import Consumer
 from mq2mqtt.rocketmq.route import ReadQueue
@@ -150,6 +150,8 @@ async def test_allocation_and_hashes_are_javas(
 async def test_reads_what_java_sends(
     rocketmq: SharedRocketMQ, jars: Path, topic: str, tmp_path: Path, compression: str
 ) -> None:
+    if rocketmq.version.startswith("4.") and compression != "ZLIB":
+        pytest.skip("the Java client of RocketMQ 4.9 compresses with zlib alone")
     sent = await run_java_peer(
         jars, "produce", rocketmq.namesrv, topic, "tag", "3", "20000", compression, "n=v \U0001f600", home=tmp_path
     )
@@ -417,3 +419,5 @@ async def test_a_missing_group_is_named(start_rocketmq: StartRocketMQ) -> None:
     group = new_group()
     async with connected(server.namesrv) as client, member(client, "t", group) as one:
         await until(lambda: group in (one.consumer.problem or ""))
+        with pytest.raises(GroupNotFound, match=group):
+            await permissions.require_reading(client, "t", group)

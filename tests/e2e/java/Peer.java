@@ -28,12 +28,18 @@ import org.apache.rocketmq.common.message.MessageQueue;
  * </pre>
  */
 public class Peer {
-    public static void main(String[] args) throws Exception {
-        switch (args[0]) {
-            case "produce" -> produce(args);
-            case "consume" -> consume(args);
-            case "allocate" -> allocate(args);
-            default -> throw new IllegalArgumentException(args[0]);
+    public static void main(String[] args) {
+        try {
+            switch (args[0]) {
+                case "produce" -> produce(args);
+                case "consume" -> consume(args);
+                case "allocate" -> allocate(args);
+                default -> throw new IllegalArgumentException(args[0]);
+            }
+        } catch (Exception e) {
+            e.printStackTrace();
+            // The client's threads would keep the process alive.
+            System.exit(1);
         }
         System.exit(0);
     }
@@ -47,6 +53,8 @@ public class Peer {
         DefaultMQProducer producer = new DefaultMQProducer("java_peer_producer");
         producer.setNamesrvAddr(args[1]);
         producer.setVipChannelEnabled(false);
+        // 3 s by default, which a small machine under load exceeds.
+        producer.setSendMsgTimeout(30_000);
         producer.start();
         for (int i = 0; i < count; i++) {
             StringBuilder body = new StringBuilder("java-" + i + "-");
