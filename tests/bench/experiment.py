@@ -67,7 +67,7 @@ class Bench:
         return self._given
 
     async def kept(self, name: str, make: Callable[[], Awaitable[_Kept]]) -> _Kept:
-        """Return what this experiment keeps under `name`; the first run makes it. With `quick`, what all of them keep."""
+        """Return what is kept under `name`, made the first time: for all experiments with `quick`, else for one."""
         if name not in self._kept:
             self._kept[name] = await make()
         return cast("_Kept", self._kept[name])

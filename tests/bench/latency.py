@@ -83,6 +83,7 @@ class Device(asyncio.Protocol):
         self.answers: asyncio.Queue[bytes] = asyncio.Queue(4)
         self._sent: dict[int, int] = {}  # packet id -> time of sending; bounded by the experiment's messages
         self._last_id = 0
+        self._begin = 0
         self._data = b""
 
     @classmethod
@@ -102,6 +103,11 @@ class Device(asyncio.Protocol):
         """Keep the transport."""
         self.transport = cast("asyncio.Transport", transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def begin(self) -> None:
+        """Forget what has come; ignore what was sent before now."""
+        self._begin = time.time_ns()
+        self.received = {}
 
     async def publish(self) -> None:
         """Publish the time."""
@@ -125,7 +131,8 @@ class Device(asyncio.Protocol):
             self.acknowledged[sent] = (now - sent) / 1e6
         elif kind == mqtt.PUBLISH:
             sent = int(packet[-_BODY_BYTES:])
-            self.received[sent] = (now - sent) / 1e6
+            if sent >= self._begin:
+                self.received[sent] = (now - sent) / 1e6
             id_at = len(packet) - _BODY_BYTES - 2
             self.transport.write(bytes((mqtt.PUBACK << 4, 2)) + packet[id_at : id_at + 2])
         else:
@@ -135,11 +142,12 @@ class Device(asyncio.Protocol):
 class Application:
     """A RocketMQ application: consumes one topic and produces to others."""
 
-    def __init__(self, link: NativeLink) -> None:
+    def __init__(self, link: NativeLink, tasks: asyncio.TaskGroup) -> None:
         self._link = link
+        self._tasks = tasks
         self._queues: dict[str, tuple[Queue, ...]] = {}
         self._turn = 0
-        self._sending: set[asyncio.Task[None]] = set()  # bounded by the experiment's messages
+        self._begin = 0
         self.received: Latencies = {}
         """Until the consumer had it."""
         self.stored: Latencies = {}
@@ -149,30 +157,37 @@ class Application:
     @classmethod
     @asynccontextmanager
     async def on(cls, bench: Bench, topic: str) -> AsyncIterator[Self]:
-        """Start one that consumes `topic`; it is ready when its first message has come through."""
-        link = NativeLink(namesrv=await bench.namesrv(), client_id=f"bench@{uuid.uuid4().hex}")
+        """Start one that consumes what comes to `topic` from now on; it is ready when a message has come through."""
+        namesrv, client_id = await bench.namesrv(), f"bench@{uuid.uuid4().hex}"
+        link = NativeLink(namesrv=namesrv, client_id=client_id, request_timeout=_SECONDS)
         await link.start()
-        application = cls(link)
-        task = asyncio.create_task(application._consume(topic), name="bench.consume")
         try:
-            await application.send(topic)
-            await wait_for(application.received, 1)
-            yield application
+            # What goes wrong in a task ends the experiment.
+            async with asyncio.TaskGroup() as tasks:
+                application = cls(link, tasks)
+                consuming = tasks.create_task(application._consume(topic), name="bench.consume")
+                async with asyncio.timeout(_SECONDS):
+                    while not application.received:
+                        await application.send(topic)
+                        await asyncio.sleep(0.1)
+                application.begin()
+                yield application
+                consuming.cancel()
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             await link.close()
 
     async def _consume(self, topic: str) -> None:
         group = f"GID_bench_{uuid.uuid4().hex[:12]}"
-        subscription = await self._link.subscribe(topic, group, tags="*", start=ConsumeFrom.EARLIEST)
+        subscription = await self._link.subscribe(topic, group, tags="*", start=ConsumeFrom.LATEST)
         async for batch in subscription:
             now = time.time_ns()
             for message in batch:
+                subscription.settle(message)
                 sent = int(message.body)
+                if sent < self._begin:
+                    continue
                 self.received[sent] = (now - sent) / 1e6
                 self.stored[sent] = cast("ReceivedMessage", message).stored_ms + 1 - sent / 1e6
-                subscription.settle(message)
                 if self.echo_to is not None:
                     await self._send(self.echo_to, message.body)
 
@@ -182,9 +197,7 @@ class Application:
 
     async def send_soon(self, topic: str) -> None:
         """Send the time and wait for nothing."""
-        task = asyncio.create_task(self.send(topic), name="bench.send")
-        self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        self._tasks.create_task(self.send(topic), name="bench.send")
 
     async def _send(self, topic: str, body: bytes) -> None:
         if topic not in self._queues:
@@ -193,10 +206,11 @@ class Application:
         message = RocketMessage(topic, body, {"TAGS": "MQ2MQTT", "mqttSecondTopic": "/room1/state"})
         await self._link.send(self._queues[topic][self._turn % len(self._queues[topic])], [message])
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self.received.clear()
-        self.stored.clear()
+    def begin(self) -> None:
+        """Forget what has come; ignore what was sent before now."""
+        self._begin = time.time_ns()
+        self.received = {}
+        self.stored = {}
 
 
 async def _publish(server: Server, count: int) -> Latencies:
@@ -215,21 +229,21 @@ async def uplink(bench: Bench) -> list[Measurement]:
     """
     count = bench.scaled(MESSAGES)
     alone = await bench.kept("alone", lambda: AloneServer.start(bench))
-    bridge = await bench.kept("outbound", lambda: BridgeServer.outbound(bench))
+    bridge = await bench.kept("outbound, one by one", lambda: BridgeServer.outbound(bench))
     async with Application.on(bench, bridge.topic) as application:
 
         async def by_others() -> tuple[Latencies, Latencies, Latencies]:
             acknowledged = await _publish(alone, count)
-            application.forget()
+            application.begin()
             await at_rate(lambda: application.send_soon(bridge.topic), count=count, rate=RATE)
             await wait_for(application.received, count)
-            return acknowledged, dict(application.stored), dict(application.received)
+            return acknowledged, application.stored, application.received
 
         async def by_bridge() -> tuple[Latencies, Latencies, Latencies]:
-            application.forget()
+            application.begin()
             acknowledged = await _publish(bridge, count)
             await wait_for(application.received, count)
-            return acknowledged, dict(application.stored), dict(application.received)
+            return acknowledged, application.stored, application.received
 
         baseline, measured = await bench.interleaved(by_others, by_bridge)
     names = ("device to PUBACK", "device to RocketMQ's store", "device to a RocketMQ consumer")
@@ -243,12 +257,12 @@ async def uplink(bench: Bench) -> list[Measurement]:
 async def downlink(bench: Bench) -> list[Measurement]:
     """RocketMQ producer to device; baseline: to a RocketMQ consumer, the same messages."""
     count = bench.scaled(MESSAGES)
-    bridge = await bench.kept("inbound", lambda: BridgeServer.inbound(bench))
+    bridge = await bench.kept("inbound, one by one", lambda: BridgeServer.inbound(bench))
     device = await Device.connect(bridge, "GID_bench@@@device", "devices/#")
     async with Application.on(bench, bridge.topic) as application:
         await wait_for(device.received, 1)
-        application.forget()
-        device.received.clear()
+        application.begin()
+        device.begin()
         await at_rate(lambda: application.send_soon(bridge.topic), count=count, rate=RATE)
         await wait_for(application.received, count)
         await wait_for(device.received, count)
@@ -266,7 +280,7 @@ async def round_trip(bench: Bench) -> list[Measurement]:
         application.echo_to = down
         await device.publish()
         await wait_for(device.received, 1)
-        device.received.clear()
+        device.begin()
         await at_rate(device.publish, count=count, rate=ECHO_RATE)
         await wait_for(device.received, count)
     device.transport.close()

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _START_SECONDS = 30.0
+_READY_SECONDS = 120.0
+_POLL_SECONDS = 0.05
 _LOAD_CPU = 0.85
 DRAIN_SECONDS = 120.0
 """A lane that is not empty by then is no benchmark any more."""
@@ -97,7 +100,10 @@ class BridgeServer:
     """Nothing will leave its lanes."""
 
     def __init__(self, bench: Bench, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
-        self.bridge = BridgeProcess(bench.directory / f"bridge-{uuid.uuid4().hex[:8]}", namesrv=namesrv, rules=rules)
+        name = f"bridge-{uuid.uuid4().hex[:8]}"
+        self.bridge = BridgeProcess(bench.directory / name, namesrv=namesrv, rules=rules)
+        # Several may serve one RocketMQ, each with consumer groups of its own.
+        self.bridge.config["node"] = name
 
     @classmethod
     async def start(cls, bench: Bench, rules: list[dict[str, Any]], *, topic: str = "") -> Self:
@@ -134,7 +140,11 @@ class BridgeServer:
     async def run(self, *, ready: bool = True) -> float:
         """Start the process; return how many seconds it took until it was ready, or listened."""
         start = time.perf_counter()
-        await asyncio.to_thread(self.bridge.start, ready=ready)
+        await asyncio.to_thread(self.bridge.start, ready=False)
+        if ready:
+            async with asyncio.timeout(_READY_SECONDS):
+                while (await asyncio.to_thread(self.bridge.get, "/readyz"))[0] != HTTPStatus.OK:
+                    await asyncio.sleep(_POLL_SECONDS)
         return time.perf_counter() - start
 
     @property
