@@ -199,6 +199,8 @@ class Scene:
         self._peer = peer
         self.bridge = BridgeProcess(directory, namesrv=namesrv, rules=[one.rule for one in (*traffic, *idle)])
         self.bridge.config["rocketmq"].update(rocketmq or {})
+        # A group of its own: a broker that was paused remembers members of closed connections for 2 minutes.
+        self.bridge.config["node"] = uuid.uuid4().hex[:12]
 
     def __enter__(self) -> Self:
         return self
@@ -263,21 +265,25 @@ class Scene:
 
     def finish(
         self, table: FaultTable, fault: str, *, told: Told | None = None, stall_seconds: float = _STALL_SECONDS
-    ) -> None:
-        """End the traffic, let everything arrive, check the invariants and add a row for each kind of traffic."""
+    ) -> dict[str, FaultRow]:
+        """End the traffic, let everything arrive, check the invariants, and add a row for each kind of traffic.
+
+        Returns the rows by rule.
+        """
         self.wait_up()
         self.wait_flow()
         for one in self._traffic:
             one.stop()
         self._wait_settled(lambda: self.bridge.metric("mq2mqtt_lane_messages") == 0)
-        rows = [one.row(fault, self._peer, told=(told or {}).get(one.rule_id)) for one in self._traffic]
+        rows = {one.rule_id: one.row(fault, self._peer, told=(told or {}).get(one.rule_id)) for one in self._traffic}
         self._wait_settled(lambda: self.bridge.metric("mq2mqtt_in_flight") == 0)
         assert_invariants(self.bridge)
-        for row in rows:
+        for row in rows.values():
             table.add(row)
             assert row.longest_stall is None or row.longest_stall < stall_seconds, row
         assert self.bridge.stop() == 0
         assert "Traceback" not in self.bridge.log_file.read_text()
+        return rows
 
     def _wait_settled(self, condition: Callable[[], bool]) -> None:
         wait_for(condition, seconds=_ARRIVAL_SECONDS, what=lambda: self.bridge.get("/metrics")[1])

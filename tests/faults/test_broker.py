@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.quickstart.rocketmq import RocketMQ
+from mq2mqtt.uplink import BATCH_MESSAGES
 from tests.bridge_process import wait_for
 from tests.faults.report import FaultTable
 from tests.faults.scene import Downlink, Scene, Traffic, Uplink
@@ -70,4 +71,6 @@ def test_paused(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: Fa
         scene.start()
         with _paused(own, seconds=_OUTAGE_SECONDS) as paused:
             told = scene.wait_told(up.rule_id, down.rule_id, *(one.rule_id for one in idle), since=paused)
-        scene.finish(fault_table, f"RocketMQ's broker paused (SIGSTOP) for {_OUTAGE_SECONDS:g} s", told=told)
+        rows = scene.finish(fault_table, f"RocketMQ's broker paused (SIGSTOP) for {_OUTAGE_SECONDS:g} s", told=told)
+        # It stores what it was sent before and during the pause: that is one batch, sent again when it answers.
+        assert rows[up.rule_id].duplicated <= BATCH_MESSAGES

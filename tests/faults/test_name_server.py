@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mq2mqtt.quickstart.cluster import topic_exists
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 from tests.bridge_process import wait_for
 from tests.faults.report import FaultTable
-from tests.faults.scene import Downlink, Scene, Uplink
+from tests.faults.scene import Downlink, Scene, Traffic, Uplink
 from tests.rocket_peer import RocketPeer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -21,33 +22,36 @@ _AWAY_SECONDS = 5.0
 
 
 @contextmanager
-def _away(rocketmq: RocketMQ) -> Iterator[float]:
+def _away(rocketmq: RocketMQ) -> Iterator[None]:
     rocketmq.kill_namesrv()
-    killed = time.monotonic()
     try:
-        yield killed
+        yield
     finally:
         asyncio.run(rocketmq.start_namesrv())
-        asyncio.run(rocketmq.wait_registered())
 
 
 def test_away(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: FaultTable) -> None:
     up, down = Uplink("events-out", qos=1, rate=200), Downlink("commands-in", rate=20)
-    idle = [Uplink("idle-out", qos=1, rate=1)]
+    idle: list[Traffic] = [Uplink("idle-out", qos=1, rate=1), Downlink("idle-in", rate=1)]
     with Scene(tmp_path, namesrv=own.namesrv, peer=peer, traffic=[up, down], idle=idle) as scene:
         scene.start()
-        with _away(own) as killed:
-            # Brokers that are known still give and take messages.
+        # Brokers that are known still give and take messages, also while a name server that is new knows no topic.
+        with _away(own):
+            killed = time.monotonic()
             while time.monotonic() < killed + _AWAY_SECONDS:
                 scene.assert_down()
                 time.sleep(0.2)
             scene.wait_flow()
-            down.pause()
-            assert scene.bridge.stop() == 0
+        while not asyncio.run(topic_exists(own.namesrv, up.topic)):
+            scene.assert_down()
+            time.sleep(0.2)
+        down.pause()
+        assert scene.bridge.stop() == 0
+        with _away(own):
             scene.bridge.start(ready=False)
             started = time.monotonic()
             told = scene.wait_told(up.rule_id, since=started)
-            scene.assert_down(up.rule_id, down.rule_id, idle[0].rule_id)
+            scene.assert_down(*(one.rule_id for one in (up, down, *idle)))
             wait_for(lambda: all("not connected" in rule["reason"] for rule in scene.bridge.readiness().values()))
             acknowledged = up.acknowledged
             wait_for(lambda: up.acknowledged > acknowledged + 200)
@@ -55,5 +59,5 @@ def test_away(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: Faul
         down.connect()
         down.resume()
         # Without a bridge there is nobody to acknowledge.
-        fault = "name server away; the bridge stopped and started meanwhile"
+        fault = "name server away; away again, and the bridge started without it"
         scene.finish(fault_table, fault, told=told, stall_seconds=60)

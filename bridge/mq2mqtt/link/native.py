@@ -103,6 +103,8 @@ class NativeLink(RocketLink):
         self._liveness = Liveness(self._client)
         self._budget = PrefetchBudget()
         self._subscriptions: dict[str, _NativeSubscription] = {}
+        self._silent: set[str] = set()
+        """Brokers that let a send go without an answer, until they answer something."""
 
     async def start(self) -> None:
         """Make ready (RocketLink)."""
@@ -126,7 +128,20 @@ class NativeLink(RocketLink):
         if isinstance(messages, RocketBatch) and len(messages) > 1:
             sendable = EncodedMessages(messages.bodies, messages.property_texts)
         with map_errors():
-            await self._client.send(queue.topic, queue.broker, queue.queue_id, sendable)
+            if queue.broker in self._silent:
+                await self._until_answering(queue)
+            try:
+                await self._client.send(queue.topic, queue.broker, queue.queue_id, sendable)
+            except RequestTimeout:
+                # It may be stored yet. A broker that is paused would store it as often as it was sent.
+                self._silent.add(queue.broker)
+                raise
+
+    async def _until_answering(self, queue: Queue) -> None:
+        route = await self._client.route(queue.topic, max_age=float("inf"))
+        if address := route.master(queue.broker):
+            await self._liveness.check(address, max_age=_PROBE_SECONDS)
+        self._silent.discard(queue.broker)
 
     async def probe(self, topic: str) -> None:
         """Prove that `topic` can be written (RocketLink).
@@ -142,6 +157,10 @@ class NativeLink(RocketLink):
         try:
             await self._client.route(topic, max_age=_ROUTE_SECONDS)
         except (NotConnected, RequestTimeout):
+            return
+        except TopicNotFound:
+            # A name server that has just started knows no topic until the brokers report: they know.
+            await permissions.require_writing(self._client, topic)
             return
         await self._client.queues(topic)
 
