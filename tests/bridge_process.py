@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mq2mqtt.quickstart.ports import free_ports
 
 _START_SECONDS = 30.0
+_LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 
 class BridgeProcess:
@@ -49,7 +50,7 @@ class BridgeProcess:
         self.config_file.write_text(yaml.safe_dump(self.config, sort_keys=False))
 
     def start(self, *, ready: bool = True) -> None:
-        """Start it; with `ready` wait until `/readyz` says so, else until it listens."""
+        """Start it and wait until devices can connect; with `ready` also until `/readyz` says so."""
         self.launch()
         wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
 
@@ -86,7 +87,12 @@ class BridgeProcess:
             status, _ = self.get("/readyz" if ready else "/healthz")
         except OSError:
             return False
-        return status == 200
+        return status == 200 and self._listens()
+
+    def _listens(self) -> bool:
+        # The admin port answers first; a connection just to try would look like a device that gives up.
+        sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+        return any(fields[1].endswith(f":{self.mqtt_port:04X}") and fields[3] == _LISTEN for fields in sockets)
 
     def describe(self) -> str:
         return f"the bridge is not ready\n{self.log()}"
