@@ -1,6 +1,7 @@
 """The command line (design section 5). Exit codes: 0 ok, 1 found problems, 2 wrong usage or configuration."""
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import Coroutine
@@ -37,6 +38,7 @@ LaneArgument = Annotated[str, typer.Argument(help="Rule id: the lane's name.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many messages.")]
 _LOG_LEVELS = "DEBUG, INFO, WARNING or ERROR"
 _DEFAULT_CONFIG = Path("mq2mqtt.yaml")
+_GC_THRESHOLD = 10_000
 
 
 def _listen(value: str | None) -> str | None:
@@ -200,6 +202,8 @@ def parked_show(lane: LaneArgument, *, config: ConfigOption = _DEFAULT_CONFIG, l
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
     """Run on uvloop where it is installed."""
+    # Messages die with their last reference; looking for cycles every 700 of them takes 12 % of a drain.
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         import uvloop  # noqa: PLC0415 - optional
     except ImportError:

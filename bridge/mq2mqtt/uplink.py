@@ -143,8 +143,10 @@ class Uplink:
         """Wait for news from the lane or a batch, at most until something is due by time."""
         now = time.monotonic()
         due = [backoff.until for backoff in self._backoff.values() if backoff.until > now]
-        due.append(max(self._probe_at, now + 0.05))
-        timer = asyncio.get_running_loop().call_later(min(due) - now, self._wake.set)
+        if not (self._busy or self._probe or self._waits(None)):
+            due.append(max(self._probe_at, now + 0.05))
+        # Batches and probes wake it when they end.
+        timer = asyncio.get_running_loop().call_later(min(due, default=now + PROBE_SECONDS) - now, self._wake.set)
         try:
             await self._wake.wait()
         finally:
@@ -298,6 +300,7 @@ class Uplink:
         finally:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             self._probe = None
+            self._wake.set()
 
 
 def _weight(entries: list[Entry]) -> int:

@@ -181,6 +181,7 @@ async def serve(settings: Settings, config_file: Path, *, listen: str | None = N
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     broker = await run_broker(settings, listen=listen)
     logger.info("MQTT broker listens on {}", ", ".join(broker.addresses))
+    logger.info("event loop: {}", type(loop).__module__.partition(".")[0])
     reloading = asyncio.create_task(ConfigFile(config_file).reload_on(reload, broker.bridge), name="mq2mqtt.reload")
     await stop.wait()
     logger.info("stopping")

@@ -304,3 +304,29 @@ async def test_two_changes_of_the_target_while_a_batch_is_in_flight_send_nothing
     assert lane.stored() == [b"in flight"]
     assert not any(lane.link.cluster.queues("mq_second"))
     assert [m.body for queue in lane.link.cluster.queues("mq_third") for m in queue] == [b"waits"]
+
+
+async def test_a_rule_sleeps_while_its_proof_is_under_way(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = asyncio.Event()
+    answer = asyncio.Event()
+    steps = 0
+    queues = lane.link.queues
+
+    async def slow_probe(_topic: str) -> None:
+        asked.set()
+        await answer.wait()
+
+    async def counted_queues(topic: str) -> tuple[Queue, ...]:
+        nonlocal steps
+        steps += 1
+        return await queues(topic)
+
+    monkeypatch.setattr(lane.link, "probe", slow_probe)
+    monkeypatch.setattr(lane.link, "queues", counted_queues)
+    async with lane.running():
+        await asked.wait()
+        before = steps
+        await asyncio.sleep(0.3)
+        assert steps == before
+        answer.set()
+        await until(lambda: lane.telemetry.up)

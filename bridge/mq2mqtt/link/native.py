@@ -26,6 +26,7 @@ from mq2mqtt.rocketmq import (
     RocketMQError,
     TopicNotFound,
     TopicRoute,
+    WriteQueue,
     permissions,
 )
 from mq2mqtt.rocketmq import ReceivedMessage as NativeMessage
@@ -103,6 +104,7 @@ class NativeLink(RocketLink):
         self._liveness = Liveness(self._client)
         self._budget = PrefetchBudget()
         self._subscriptions: dict[str, _NativeSubscription] = {}
+        self._queues: dict[str, tuple[tuple[WriteQueue, ...], tuple[Queue, ...]]] = {}
         self._silent: set[str] = set()
         """Brokers that let a send go without an answer, until they answer something."""
 
@@ -119,7 +121,12 @@ class NativeLink(RocketLink):
     async def queues(self, topic: str) -> tuple[Queue, ...]:
         """Return the writable queues of `topic` (RocketLink)."""
         with map_errors():
-            return tuple(Queue(topic, queue.broker, queue.queue_id) for queue in await self._client.queues(topic))
+            native = await self._client.queues(topic)
+        known = self._queues.get(topic)
+        # A route that has not changed has the same tuple. An uplink asks with each step that it takes.
+        if known is None or known[0] is not native:
+            known = self._queues[topic] = native, tuple(Queue(topic, queue.broker, queue.queue_id) for queue in native)
+        return known[1]
 
     async def send(self, queue: Queue, messages: Sequence[RocketMessage]) -> None:
         """Store `messages` in `queue` (RocketLink)."""

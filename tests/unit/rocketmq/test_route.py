@@ -156,3 +156,11 @@ def test_the_members_of_a_group() -> None:
     for wrong in (b"[]", b'{"consumerIdList":[1]}', b'{"consumerIdList":7}', b"null"):
         with pytest.raises(FrameError):
             parse_members(wrong)
+
+
+def test_a_route_that_has_not_changed_is_the_same_object() -> None:
+    one = json.dumps({"queueDatas": [], "brokerDatas": []}).encode()
+    other = json.dumps({"queueDatas": [], "brokerDatas": [{"brokerName": "b", "brokerAddrs": {"0": "h:1"}}]}).encode()
+    assert parse_route("t", bytes(bytearray(one))) is parse_route("t", one)
+    assert parse_route("t", other) != parse_route("t", one)
+    assert parse_route("u", one).topic == "u"
