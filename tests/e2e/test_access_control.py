@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 import yaml
 
-from mq2mqtt.quickstart.cluster import Access
+from mq2mqtt.quickstart.cluster import Access, ask
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 from mq2mqtt.rocketmq import Client, NoPermission
 from tests.bridge_process import BridgeProcess, wait_for
@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 _DOCS = (Path(__file__).parents[2] / "docs" / "rocketmq.md").read_text()
 _SECRET = "s3cret-of-the-bridge"  # noqa: S105 - for this test's own RocketMQ
+_GET_BROKER_CONFIG = 26  # needs a valid key and no right
 _OPERATOR = Access("operator", "secret-of-the-operator")
 _KEYS: dict[str, Any] = {"access_key": _OPERATOR.access_key, "secret_key": _OPERATOR.secret_key}
 _RULES: list[dict[str, Any]] = [
@@ -77,15 +78,21 @@ class Acl1:
         return {"accessKey": _OPERATOR.access_key, "secretKey": _OPERATOR.secret_key, "admin": True}
 
     def let_in(self, secret: str) -> None:
-        self._write({"accessKey": "mq2mqtt", "secretKey": secret, "admin": False})
+        self._know({"accessKey": "mq2mqtt", "secretKey": secret, "admin": False})
 
     def grant(self) -> None:
         (account,) = yaml.safe_load(_documented("yaml", "topicPerms"))["accounts"]
         account["groupPerms"].append(f"{_FORBIDDEN_GROUP}=SUB")
-        self._write(account)
+        self._know(account)
 
-    def _write(self, *accounts: dict[str, Any]) -> None:
-        self._file.write_text(yaml.safe_dump({"accounts": [self._operator(), *accounts]}))
+    def _know(self, account: dict[str, Any]) -> None:
+        self._file.write_text(yaml.safe_dump({"accounts": [self._operator(), account]}))
+        access = Access(account["accessKey"], account["secretKey"])
+
+        def known() -> bool:
+            return asyncio.run(ask(self.server.broker_address, _GET_BROKER_CONFIG, access=access)).code == 0
+
+        wait_for(known, seconds=30, what="the broker has not read plain_acl.yml again")
 
 
 class Acl2:
@@ -278,6 +285,12 @@ async def test_the_client_signs_what_it_sends_and_never_shows_the_secret(
     with pytest.raises(NoPermission) as caught:
         await send("mq_others", "é")
     assert "mq_others" in str(caught.value)
+    if guard.server.version.startswith("4."):
+        # As the docs warn: ACL 1.0 does not look at the topic of a batch.
+        await send("mq_others", "é", "ü")
+    else:
+        with pytest.raises(NoPermission):
+            await send("mq_others", "é", "ü")
     with pytest.raises(NoPermission) as caught:
         await send("mq_sensors", "é", secret="wrong-secret")  # noqa: S106 - for this test
     assert "secret" not in f"{caught.value}{caplog.text}"
