@@ -23,7 +23,10 @@ from mq2mqtt_amqtt.connection import Connection, Host, Will
 from mq2mqtt_amqtt.patch import replace
 from mq2mqtt_amqtt.wills import Wills
 
-__all__ = ["Lifecycle"]
+__all__ = ["CONNECT_SECONDS", "Lifecycle"]
+
+CONNECT_SECONDS: Final = 10.0
+"""How long a new connection may take to send its CONNECT."""
 
 _GRACE: Final = 1.5  # MQTT-3.1.2-24
 _WILL_SECONDS = 5.0
@@ -108,7 +111,11 @@ class Lifecycle:
 
     async def _read_connect(self, reader: ReaderAdapter, writer: WriterAdapter) -> tuple[Connection, Session]:
         try:
-            handler, session = await Connection.init_from_connect(reader, writer, self._broker.plugins_manager)
+            # Section 3.1.4 of MQTT 3.1.1; amqtt waits for ever, with a socket for each who never says a word.
+            async with asyncio.timeout(CONNECT_SECONDS):
+                handler, session = await Connection.init_from_connect(reader, writer, self._broker.plugins_manager)
+        except TimeoutError:
+            raise AMQTTError(f"no CONNECT within {CONNECT_SECONDS:g} s") from None
         except NoDataError as error:
             raise AMQTTError(f"no CONNECT: {error}") from error
         assert isinstance(handler, Connection)  # noqa: S101 - for the type checker: amqtt's signature names the base

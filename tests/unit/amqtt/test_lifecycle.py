@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from mq2mqtt_amqtt import lifecycle
 from tests.mqtt_client import CONNACK, PUBLISH, Client, connect_packet
 from tests.unit.amqtt.conftest import StartWorld
 from tests.unit.amqtt.plugins import ACL, CRASH, GATE, OPEN, WRONG
@@ -28,6 +29,18 @@ async def test_a_clean_logout_gives_connect_disconnect_tcpclean(world: World) ->
     assert re.fullmatch("[0-9a-f]{32}", channel)
     assert before <= events[0].time_ms <= events[1].time_ms <= events[2].time_ms
     assert world.host.connected_clients == 0
+
+
+@pytest.mark.parametrize("start", [b"", connect_packet("dev")[:8], b"GET / HTTP/1.1\r\n\r\n"])
+async def test_a_connection_without_connect_is_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(lifecycle, "CONNECT_SECONDS", 0.2)
+    silent = await Client.open(world.port)
+    silent.send(start)
+    await silent.wait_closed()
+    await until(lambda: world.open_connections == 0)
+    await silent.drop()
 
 
 async def test_a_lost_connection_gives_connect_tcpclean_and_the_next_one_is_another_channel(world: World) -> None:
