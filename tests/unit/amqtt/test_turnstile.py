@@ -25,7 +25,9 @@ async def _flood(world: World, publisher: Client) -> None:
 
 
 @pytest.mark.parametrize("qos", [0, 1])
-async def test_a_device_that_never_reads(world: World, monkeypatch: pytest.MonkeyPatch, qos: int) -> None:
+async def test_a_device_that_never_reads(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, qos: int
+) -> None:
     monkeypatch.setattr(turnstile, "DELIVERY_TIMEOUT", 0.2)
     good, deaf = await world.client("good"), await world.client("deaf")
     for client in (good, deaf):
@@ -40,6 +42,7 @@ async def test_a_device_that_never_reads(world: World, monkeypatch: pytest.Monke
     async with asyncio.timeout(SECONDS):
         while len(kept) >= 100:
             await good.publish("local/y", b"", qos=1)
+    assert "Traceback" not in caplog.text
 
 
 async def test_a_device_that_reads_late_gets_all_in_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
