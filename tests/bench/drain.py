@@ -10,8 +10,8 @@ from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
 from tests.bench.experiment import Bench, Experiment, Measurement
-from tests.bench.rocketmq_client import batches_of, target
-from tests.bench.servers import DRAIN_SECONDS, BridgeServer, cpu_seconds
+from tests.bench.rocketmq_client import DRAIN_SECONDS, batches_of, target
+from tests.bench.servers import BridgeServer, cpu_seconds
 
 MESSAGES = 300_000
 CLIENTS = 1000

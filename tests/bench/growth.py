@@ -79,6 +79,7 @@ async def rules(bench: Bench) -> list[Measurement]:
             for number in range(count)
         ]
         server = BridgeServer(bench, namesrv=await bench.namesrv(), rules=configured)
+        server.topic = topics[0]
         try:
             start = await server.run()
             idle = await idle_percent(bench, server)

@@ -30,8 +30,6 @@ _START_SECONDS = 30.0
 _READY_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 _LOAD_CPU = 0.85
-DRAIN_SECONDS = 120.0
-"""A lane that is not empty by then is no benchmark any more."""
 
 
 class Server(Protocol):
@@ -157,18 +155,6 @@ class BridgeServer:
         """Its process id."""
         assert self.bridge.process is not None
         return self.bridge.process.pid
-
-    async def metric(self, name: str, **labels: str) -> float:
-        """Ask the bridge for a metric."""
-        return await asyncio.to_thread(self.bridge.metric, name, **labels)
-
-    async def wait_drained(self) -> None:
-        """Wait until everything in the lanes is in RocketMQ."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while await self.metric("mq2mqtt_lane_messages"):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the lanes do not drain\n{self.bridge.log()}")
-            await asyncio.sleep(0.1)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
