@@ -380,8 +380,8 @@ class Connection(BrokerProtocolHandler):
         """Send what another client published, unless this one does not read."""
         with contextlib.suppress(TimeoutError):  # no PUBACK: amqtt has said so, and would add a traceback for each
             if self._turnstile.passes() or await self._turnstile.wait(len(data)):
-                return await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
-        return OutgoingApplicationMessage(None, topic, qos, data, retain)
+                await super().mqtt_publish(topic, data, qos, retain, ack_timeout)
+        return OutgoingApplicationMessage(None, topic, qos, b"", retain)  # amqtt keeps it a while, and reads nothing
 
     async def _send_packet(self, packet: Any) -> None:  # noqa: ANN401 - any of amqtt's packets
         # amqtt would wait here until the device has read, for ever where it never does.

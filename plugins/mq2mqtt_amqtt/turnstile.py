@@ -9,10 +9,12 @@ from typing import Final
 
 from loguru import logger
 
-from mq2mqtt.host import DELIVERY_TIMEOUT
 from mq2mqtt_amqtt.wire import BUFFER_HIGH, Wire
 
-__all__ = ["MAX_WAITING", "MAX_WAITING_BYTES", "Turnstile"]
+__all__ = ["MAX_WAITING", "MAX_WAITING_BYTES", "WAIT_SECONDS", "Turnstile"]
+
+WAIT_SECONDS: Final = 2.0
+"""How long a message waits; amqtt keeps the finished tasks of all its routing for that time."""
 
 MAX_WAITING: Final = 10_000
 """Messages that wait for a connection; each holds a task of amqtt's."""
@@ -22,7 +24,7 @@ MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 
 
 class Turnstile:
-    """Lets messages pass in their order as the device takes them, each within `DELIVERY_TIMEOUT` or never."""
+    """Lets messages pass in their order as the device takes them, each within `WAIT_SECONDS` or never."""
 
     def __init__(self, wire: Wire, client_id: str) -> None:
         self._wire = wire
@@ -57,7 +59,7 @@ class Turnstile:
         self._waiting += 1
         self._bytes += size
         try:
-            async with asyncio.timeout(DELIVERY_TIMEOUT), self._turn:
+            async with asyncio.timeout(WAIT_SECONDS), self._turn:
                 await self._wire.drained()
         except TimeoutError:
             # Until it takes something nobody waits in vain again.

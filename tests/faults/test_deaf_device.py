@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 _PAYLOAD_BYTES = 4000
 _FANOUT = 12_000
 _LOCAL = 20_000
-# What is allowed for the deaf: outboxes, write buffers, what waits for 5 s in amqtt, and what an allocator does not
+# What is allowed for the deaf: outboxes, write buffers, what waits for 2 s in amqtt, and what an allocator does not
 # give back. Kept whole, the messages would be 48 MB in the first test and 80 MB in the second, beside their objects.
 _FANOUT_BYTES = 32 << 20
-_LOCAL_BYTES = 80 << 20
+_LOCAL_BYTES = 64 << 20
 
 
 class World:

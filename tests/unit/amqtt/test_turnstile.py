@@ -28,7 +28,7 @@ async def _flood(world: World, publisher: Client) -> None:
 async def test_a_device_that_never_reads(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, qos: int
 ) -> None:
-    monkeypatch.setattr(turnstile, "DELIVERY_TIMEOUT", 0.2)
+    monkeypatch.setattr(turnstile, "WAIT_SECONDS", 0.2)
     good, deaf = await world.client("good"), await world.client("deaf")
     for client in (good, deaf):
         await client.subscribe(("local/x", qos))
@@ -47,7 +47,7 @@ async def test_a_device_that_never_reads(
 
 async def test_a_device_that_reads_late_gets_all_in_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turnstile, "MAX_WAITING_BYTES", MANY * PAYLOAD_BYTES * 2)
-    monkeypatch.setattr(turnstile, "DELIVERY_TIMEOUT", 60)
+    monkeypatch.setattr(turnstile, "WAIT_SECONDS", 60)
     late = await world.client("deaf")
     await late.subscribe(("local/x", 0))
     late.stop_reading()
@@ -60,7 +60,7 @@ async def test_too_much_for_a_device_that_does_not_read_is_dropped_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turnstile, "MAX_WAITING", 3)
-    monkeypatch.setattr(turnstile, "DELIVERY_TIMEOUT", 60)
+    monkeypatch.setattr(turnstile, "WAIT_SECONDS", 60)
     deaf = await world.client("deaf")
     await deaf.subscribe(("local/x", 0))
     deaf.stop_reading()
