@@ -19,7 +19,7 @@ def test_seeds_are_decoded(name: str) -> None:
 def test_a_decoder_returns_or_raises_its_own_error(name: str) -> None:
     target: Target = TARGETS[name]
 
-    @searching(100)
+    @searching(200)
     @given(mutations(target.seeds))
     @example(b"")
     def search(data: bytes) -> None:
