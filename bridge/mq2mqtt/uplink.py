@@ -134,7 +134,7 @@ class Uplink:
             self._reroute(queues)
         self._recovered(None, proven=False)
         more = self._fill()
-        # With a backlog, batches are filled before they are sent: a batch costs as much as some 50 messages.
+        # With a backlog, batches are filled before they are sent: a batch costs as much as dozens of messages.
         self._dispatch(at_least=min(BATCH_MESSAGES, MAX_AHEAD // (2 * len(queues))) if more else 1)
         self._probe_when_idle()
         return more

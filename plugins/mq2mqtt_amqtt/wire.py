@@ -54,8 +54,8 @@ class Wire(Protocol):
 class _StreamWire:
     """TCP and TLS.
 
-    What is written in one turn of the loop leaves together: transports make a system call of each write, which costs
-    as much as the rest of a message's way.
+    What is written in one turn of the loop leaves together: transports make a system call of each write, which was
+    a quarter to a third of what a message cost.
     """
 
     def __init__(self, adapter: StreamWriterAdapter) -> None:
