@@ -85,7 +85,7 @@ async def one_subscriber(bench: Bench) -> list[Measurement]:
 
 async def thousand_subscribers(bench: Bench) -> list[Measurement]:
     """A thousand subscribers of one topic; baseline as above. Every delivery counts."""
-    return await _compare(bench, subscribers=bench.scaled(1000), qos=0, count=300, amqtt_count=60)
+    return await _compare(bench, subscribers=bench.scaled(1000), qos=0, count=600, amqtt_count=60)
 
 
 EXPERIMENTS = {

@@ -66,6 +66,11 @@ class Bench:
             self._given = self._server.namesrv
         return self._given
 
+    @property
+    def rocketmq_version(self) -> str | None:
+        """Of the RocketMQ that was started here; `None` for one that was given."""
+        return self._server.version if self._server else None
+
     async def kept(self, name: str, make: Callable[[], Awaitable[_Kept]]) -> _Kept:
         """Return what is kept under `name`, made the first time: for all experiments with `quick`, else for one."""
         if name not in self._kept:

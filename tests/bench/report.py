@@ -94,16 +94,18 @@ async def surroundings(bench: Bench, loop: str) -> str:
     """Say on what the figures are measured."""
     now = dt.datetime.now(dt.UTC)
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("mq2mqtt", "amqtt")]
-    versions += [await _rocketmq(await bench.namesrv()), f"Python {platform.python_version()}", loop]
+    namesrv = await bench.namesrv()
+    rocketmq = bench.rocketmq_version or await _rocketmq_version(namesrv)
+    versions += [f"RocketMQ {rocketmq}", f"Python {platform.python_version()}", loop]
     machine = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores of {_processor()}"
     return f"{now:%Y-%m-%d %H:%M} UTC; {', '.join(versions)}; {machine}; load {load()} at the start"
 
 
-async def _rocketmq(namesrv: str) -> str:
+async def _rocketmq_version(namesrv: str) -> str:
     (address, *_) = await broker_addresses(namesrv)
     answer = await ask(address, _GET_BROKER_RUNTIME_INFO)
     found = re.search(rb'"brokerVersionDesc":"V?([^"]+)"', answer.body)
-    return f"RocketMQ {found[1].decode().replace('_', '.') if found else 'of unknown version'}"
+    return found[1].decode().replace("_", ".") if found else "of unknown version"
 
 
 def _processor() -> str:
