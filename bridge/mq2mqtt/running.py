@@ -35,7 +35,7 @@ class RunningRules:
         self._telemetry = telemetry
         self._rules = RuleSet()
         self._workers: dict[str, Worker] = {}
-        # An id that came back with another type: its worker begins when its predecessor is done.
+        # An id that came back when its worker could not follow any more: these begin when that one is done.
         self._successors: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None

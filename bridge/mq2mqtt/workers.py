@@ -50,7 +50,7 @@ class Worker(Protocol):
         """Whether the rule is gone and nothing of it is left to do."""
 
     def fits(self, rule: Rule) -> bool:
-        """Whether it can follow `rule`: the id may come back with another type."""
+        """Whether it can follow `rule`: the id may come back with another type, or too late."""
 
     def follow(self, rule: Rule | None) -> None:
         """Go by `rule` from now on, without it come to an end. What stays the same goes on undisturbed."""
@@ -221,8 +221,8 @@ class InboundWorker(Worker):
         return self._ended and not self._finishing
 
     def fits(self, rule: Rule) -> bool:
-        """See `Worker.fits`."""
-        return isinstance(rule, InboundRule)
+        """See `Worker.fits`. Its task has ended with its rule, so a rule that comes back gets a new worker."""
+        return isinstance(rule, InboundRule) and not self._ended
 
     def follow(self, rule: Rule | None) -> None:
         """See `Worker.follow`."""

@@ -298,6 +298,29 @@ async def test_a_rule_that_comes_back_while_it_settles_goes_on_where_it_was(tmp_
         assert len(client.received) == 1
 
 
+@pytest.mark.parametrize("between", [[], [{**OUT, "id": "commands-in"}]], ids=["deleted", "outbound"])
+async def test_a_rule_that_comes_back_after_its_end_but_before_the_next_watch_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr("mq2mqtt.bridge._WATCH_SECONDS", 3600)
+    async with World(tmp_path, IN) as world:
+        watch = world.bridge._rules.watch  # noqa: SLF001 - its time is what this is about
+        await until(lambda: members(world) != [])
+        await watch()
+        assert world.state("commands-in") == "up"
+        world.reload(*between)
+        await until(lambda: _ended("mq2mqtt.downlink[commands-in]"))
+        world.reload(IN)
+        assert list(world.bridge.telemetry.rules) == ["commands-in"]
+        await until(lambda: members(world) != [])
+        await watch()
+        assert world.state("commands-in") == "up"
+
+
+def _ended(task: str) -> bool:
+    return task not in {running.get_name() for running in asyncio.all_tasks()}
+
+
 async def test_rules_may_swap_their_groups(tmp_path: Path, cluster: MemoryCluster) -> None:
     second = {**IN, "id": "other-in", "source": "mq_commands2", "target": "others", "group": "GID_two"}
     first = {**IN, "group": "GID_one"}
