@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from itertools import islice
+from typing import Final, Literal
 from zlib import crc32
 
 from loguru import logger
@@ -35,18 +36,24 @@ _OVERHEAD_BYTES = 400
 PROBE_SECONDS = 2.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 2.0
+_LANE: Final = "lane"
+
+_Part = Queue | Literal["lane"] | None
+"""What fails and recovers by itself: a queue, reading the lane, or (`None`) the topic as a whole."""
 
 
 class _Backoff:
     """When to try again after failures in a row: jittered, doubling, at most `_BACKOFF_MAX` seconds."""
 
-    __slots__ = ("_delay", "until")
+    __slots__ = ("_delay", "reason", "until")
 
     def __init__(self) -> None:
         self._delay = _BACKOFF_FIRST
+        self.reason = ""
         self.until = 0.0
 
-    def failed(self) -> None:
+    def failed(self, reason: str) -> None:
+        self.reason = reason
         self.until = time.monotonic() + self._delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         self._delay = min(self._delay * 2, _BACKOFF_MAX)
 
@@ -81,7 +88,7 @@ class Uplink:
         self._ready_of: dict[str, deque[Entry]] = {}  # by client id
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
-        self._backoff: dict[Queue | None, _Backoff] = {}
+        self._backoff: dict[_Part, _Backoff] = {}
         self._wake = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
         self._probe_at = 0.0
@@ -135,7 +142,7 @@ class Uplink:
         self._recovered(None, proven=False)
         more = self._fill()
         # With a backlog, batches are filled before they are sent: a batch costs as much as dozens of messages.
-        self._dispatch(at_least=min(BATCH_MESSAGES, MAX_AHEAD // (2 * len(queues))) if more else 1)
+        self._dispatch(at_least=min(BATCH_MESSAGES, max(1, MAX_AHEAD // (2 * len(queues)))) if more else 1)
         self._probe_when_idle()
         return more
 
@@ -153,8 +160,19 @@ class Uplink:
             timer.cancel()
 
     def _fill(self) -> bool:
-        """Read the next messages; return whether more may be waiting."""
-        entries = self._reader.read(max_messages=STEP_MESSAGES, max_bytes=AHEAD_BYTES - self._ready_bytes)
+        """Read the next messages; return whether more may be waiting.
+
+        A lane that cannot be read on holds up nothing that was read before.
+        """
+        if self._waits(_LANE):
+            return False
+        try:
+            entries = self._reader.read(max_messages=STEP_MESSAGES, max_bytes=AHEAD_BYTES - self._ready_bytes)
+        except LaneError as error:
+            self._failed(_LANE, error)
+            return False
+        if entries:
+            self._recovered(_LANE, proven=False)
         self._put(entries)
         return len(entries) == STEP_MESSAGES
 
@@ -211,7 +229,7 @@ class Uplink:
             while refused:
                 self._park(*refused[-1])
                 refused.pop()
-            self._recovered(queue, proven=True)
+            self._recovered(queue, proven=queue.topic == self.target)
         except BridgeError as error:
             self._failed(queue, error)
         except Exception:  # noqa: BLE001 - a task's top edge: one rule's bug must not stop the others
@@ -268,18 +286,22 @@ class Uplink:
         self._telemetry.parked(f"offset {entry.offset}", reason, evicted=evicted)
         self._reader.settle([entry.offset])
 
-    def _waits(self, queue: Queue | None) -> bool:
-        backoff = self._backoff.get(queue)
+    def _waits(self, part: _Part) -> bool:
+        backoff = self._backoff.get(part)
         return backoff is not None and backoff.until > time.monotonic()
 
-    def _failed(self, queue: Queue | None, error: BridgeError) -> None:
-        self._backoff.setdefault(queue, _Backoff()).failed()
-        self._telemetry.rule_down(Trouble.LINK, str(error))
-        if isinstance(error, LaneError):
-            logger.error("rule {}: {}", self.rule_id, error)
+    def _failed(self, part: _Part, error: BridgeError) -> None:
+        backoff = self._backoff.setdefault(part, _Backoff())
+        reason = str(error)
+        if isinstance(error, LaneError) and reason != backoff.reason:
+            logger.error("rule {}: {}", self.rule_id, reason)
+        backoff.failed(reason)
+        # A batch that is late says nothing of the topic that messages go to by now.
+        if not isinstance(part, Queue) or part.topic == self.target:
+            self._telemetry.rule_down(Trouble.LINK, reason)
 
-    def _recovered(self, queue: Queue | None, *, proven: bool) -> None:
-        self._backoff.pop(queue, None)
+    def _recovered(self, part: _Part, *, proven: bool) -> None:
+        self._backoff.pop(part, None)
         if proven and not self._backoff:
             self._probe_at = time.monotonic() + PROBE_SECONDS
             self._telemetry.rule_up(Trouble.LINK)
@@ -291,16 +313,24 @@ class Uplink:
         self._probe = asyncio.create_task(self._prove(), name=f"mq2mqtt.uplink[{self.rule_id}].probe")
 
     async def _prove(self) -> None:
+        target = self.target
+        problem: BridgeError | None = None
         try:
-            await self._link.probe(self.target)
+            await self._link.probe(target)
         except BridgeError as error:
-            self._failed(None, error)
-        else:
-            self._recovered(None, proven=True)
+            problem = error
         finally:
-            self._probe_at = time.monotonic() + PROBE_SECONDS
             self._probe = None
             self._wake.set()
+            if target == self.target:
+                self._probe_at = time.monotonic() + PROBE_SECONDS
+        if target != self.target:
+            # It says nothing of the topic that messages go to by now.
+            return
+        if problem is not None:
+            self._failed(None, problem)
+        else:
+            self._recovered(None, proven=True)
 
 
 def _weight(entries: list[Entry]) -> int:

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
 from mq2mqtt.intake import LaneIntake
@@ -330,3 +331,82 @@ async def test_a_rule_sleeps_while_its_proof_is_under_way(lane: Lane, monkeypatc
         assert steps == before
         answer.set()
         await until(lambda: lane.telemetry.up)
+
+
+async def test_what_lies_before_a_damaged_message_is_stored_and_the_damage_is_logged_once(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.uplink._BACKOFF_FIRST", 0.01)
+    monkeypatch.setattr("mq2mqtt.uplink._BACKOFF_MAX", 0.02)
+    lane.link.visible = (0,)
+    lane.publish(*(b"%d" % number for number in range(2000)))
+    segment = max(lane.path.iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(segment.read_bytes())
+    data[-10] ^= 0xFF
+    segment.write_bytes(data)
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="ERROR")
+    async with lane.running():
+        await until(lambda: len(lane.stored()) == 1999)
+        # Many more attempts to read on.
+        await asyncio.sleep(0.5)
+        assert not lane.telemetry.up
+        assert segment.name in (lane.telemetry.reason or "")
+    logger.remove(sink)
+    assert len(lines) == 1
+    assert segment.name in lines[0]
+
+
+async def test_with_more_queues_than_messages_ahead_no_batch_is_empty(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.uplink.MAX_AHEAD", 4)
+    lane.publish(*(b"%d" % number for number in range(1000)))
+    async with lane.running():
+        await until(lambda: len(lane.stored()) == 1000)
+    assert min(lane.link.sizes) > 0
+
+
+async def test_the_old_topics_probe_proves_nothing_of_the_new_one(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "mq_other"
+    await lane.link.create_topic(other)
+    answers = {TOPIC: asyncio.Event(), other: asyncio.Event()}
+    asked: list[str] = []
+
+    async def slow_probe(topic: str) -> None:
+        asked.append(topic)
+        await answers[topic].wait()
+
+    monkeypatch.setattr(lane.link, "probe", slow_probe)
+    async with lane.running():
+        await until(lambda: asked == [TOPIC])
+        lane.outlet.retarget(other)
+        answers[TOPIC].set()
+        # The new topic is asked at once; the old one's answer has been looked at by then.
+        await until(lambda: asked == [TOPIC, other])
+        assert not lane.telemetry.up
+        answers[other].set()
+        await until(lambda: lane.telemetry.up)
+
+
+async def test_a_late_batch_to_the_old_topic_proves_nothing_of_the_new_one(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = asyncio.Event()
+    right = lane.link.send
+
+    async def slow(queue: Queue, messages: Sequence[RocketMessage]) -> None:
+        await answer.wait()
+        await right(queue, messages)
+
+    monkeypatch.setattr(lane.link, "send", slow)
+    ups: list[object] = []
+    monkeypatch.setattr(lane.telemetry, "rule_up", ups.append)
+    lane.publish(b"in flight")
+    async with lane.running():
+        await until(lambda: lane.telemetry.in_flight == 1)
+        lane.outlet.retarget("mq_nowhere")
+        answer.set()
+        await until(lambda: "mq_nowhere" in (lane.telemetry.reason or ""))
+    assert lane.stored() == [b"in flight"]
+    assert ups == []
