@@ -25,6 +25,7 @@ from tests.java_peer import JavaPeer, run_java_peer
 pytestmark = pytest.mark.e2e
 
 _DEADLINE = 60.0
+_DELETE_SUBSCRIPTION_GROUP = 207
 
 
 async def until(condition: Callable[[], bool], *, seconds: float = _DEADLINE) -> None:
@@ -411,6 +412,37 @@ async def test_a_deleted_topic_shows_and_one_made_again_is_read(
         await send(client, topic, numbers(3, first=3))
         await until(lambda: len(one.messages) == 6)
         await one.up()
+
+
+async def test_a_deleted_group_reads_on_where_it_was(rocketmq: SharedRocketMQ, make_topic: MakeTopic) -> None:
+    topic = await make_topic(queues=2)
+    async with connected(rocketmq.namesrv) as client, member(client, topic, new_group()) as one:
+        group = one.consumer.group
+        await send(client, topic, numbers(6))
+        await until(lambda: len(one.messages) == 6)
+        await _committed(client, rocketmq.broker_address, group, {topic: 3, f"%RETRY%{group}": 0})
+        response = await client.call(
+            rocketmq.broker_address, _DELETE_SUBSCRIPTION_GROUP, {"groupName": group, "cleanOffset": "true"}
+        )
+        assert response.code == 0, response.remark
+        await send(client, topic, numbers(2, first=6))
+        # The next ones come when those have been looked into, and the group is known again.
+        await _committed(client, rocketmq.broker_address, group, {topic: 4, f"%RETRY%{group}": 0})
+        await send(client, topic, numbers(2, first=8))
+        await until(lambda: set(numbers(10)) <= set(one.bodies))
+        assert sorted(one.bodies, key=int) == numbers(10)
+
+
+async def _committed(client: Client, address: str, group: str, offsets: dict[str, int]) -> None:
+    """Wait until the broker has `offsets` of the first queue of each topic."""
+    for topic, offset in offsets.items():
+        fields = {"consumerGroup": group, "topic": topic, "queueId": "0", "setZeroIfNotFound": "false"}
+        async with asyncio.timeout(_DEADLINE):
+            while True:
+                response = await client.call(address, RequestCode.QUERY_CONSUMER_OFFSET, fields)
+                if response.code == 0 and response.integer("offset") == offset:
+                    break
+                await asyncio.sleep(0.05)
 
 
 async def test_a_missing_group_is_named(start_rocketmq: StartRocketMQ) -> None:

@@ -202,6 +202,13 @@ class Consumer:
         self._uncommitted.set()
         self._rebalance_now.set()
 
+    def forgotten(self) -> None:
+        """The group was deleted, its offsets with it: commit again how far each queue is."""
+        logger.warning("%s: the broker has no offset of the group any more: committing them again", self.group)
+        for puller in self._pullers.values():
+            puller.commit_again = True
+        self._uncommitted.set()
+
     def cannot_decode(self, puller: Puller, error: DecodeError) -> None:
         """Count and log a message that is left out."""
         self.undecodable += 1
@@ -341,6 +348,7 @@ class Consumer:
             self._client,
             group=self.group,
             topic=topic,
+            sibling=next(name for name in self._filters if name != topic),
             queue=queue,
             address=address,
             offset=offset,

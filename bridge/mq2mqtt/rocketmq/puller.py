@@ -67,6 +67,9 @@ class PullerEvents(Protocol):
     def recovered(self) -> None:
         """An answer came after a failure: the group may have changed meanwhile."""
 
+    def forgotten(self) -> None:
+        """The broker has no offset of the whole group any more."""
+
     def cannot_decode(self, puller: "Puller", error: DecodeError) -> None:
         """A message cannot be read; it is left out."""
 
@@ -79,6 +82,7 @@ class Puller:
 
     Attributes:
         topic: the queue's own, `%RETRY%group` included.
+        sibling: the other topic that the group reads: of a topic and `%RETRY%group`, each is the other's.
         address: the broker's master; the consumer keeps it up to date.
         problem: why nothing can be pulled; `None` after an answered pull.
         max_offset: the queue's end, as of the last answer.
@@ -93,6 +97,7 @@ class Puller:
         *,
         group: str,
         topic: str,
+        sibling: str,
         queue: ReadQueue,
         address: str,
         offset: int,
@@ -103,6 +108,7 @@ class Puller:
         budget: PrefetchBudget,
     ) -> None:
         self.topic = topic
+        self.sibling = sibling
         self.queue = queue
         self.address = address
         self.progress = SettledPrefix(offset)
@@ -240,7 +246,8 @@ class Puller:
         """Whether the topic was deleted and made again: its first messages may then lie before our offset.
 
         It shows when the deletion was seen. One that was not, because it took place while a poll was held, is known
-        by the offset that we have committed and the broker has no more (5.0 and newer; older ones keep it).
+        by the offset that we have committed and the broker has no more (5.0 and newer; older ones keep it). An
+        operator who deletes the group deletes that too, but with it the group's offset in the other topic it reads.
         """
         if self._topic_missing:
             return True
@@ -248,11 +255,23 @@ class Puller:
         suspicious = back or (held and response.code == ResponseCode.SUCCESS)
         if not suspicious or self.committed is None or self.commit_again:
             return False
-        fields = {name: self._fields[name] for name in ("consumerGroup", "topic", "queueId")}
-        stored = await self._client.call(
-            self.address, RequestCode.QUERY_CONSUMER_OFFSET, {**fields, "setZeroIfNotFound": "false"}
-        )
-        return stored.code == ResponseCode.QUERY_NOT_FOUND
+        if await self._has_offset(self.topic, self.queue.queue_id):
+            return False
+        if back or await self._has_offset(self.sibling, 0):
+            return True
+        self._events.forgotten()
+        return False
+
+    async def _has_offset(self, topic: str, queue_id: int) -> bool:
+        """Whether the broker has an offset of the group for this queue."""
+        fields = {
+            "consumerGroup": self._fields["consumerGroup"],
+            "topic": topic,
+            "queueId": str(queue_id),
+            "setZeroIfNotFound": "false",
+        }
+        stored = await self._client.call(self.address, RequestCode.QUERY_CONSUMER_OFFSET, fields)
+        return stored.code != ResponseCode.QUERY_NOT_FOUND
 
     async def _take_answer(self, response: Response, *, quick: bool) -> None:
         code = response.code

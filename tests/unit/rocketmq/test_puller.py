@@ -39,6 +39,7 @@ class Broker:
         self.pulls: list[dict[str, str]] = []
         self.moved = asyncio.Event()
         self.committed: int | None = 0
+        self.knows_group = True
         self.hold = 0.0
 
     async def call(
@@ -54,7 +55,7 @@ class Broker:
         if code == 34:  # the heartbeat of Liveness
             return Response(0, 1, 1, "", {}, body)
         if code == 14:  # the group's offset
-            if self.committed is None:
+            if not self.knows_group or (self.committed is None and fields["topic"] == "t"):
                 return Response(22, 1, 1, "", {}, b"")
             return Response(0, 1, 1, "", {"offset": str(self.committed)}, b"")
         self.pulls.append(fields)
@@ -73,6 +74,7 @@ class Events:
     def __init__(self) -> None:
         self.errors: list[DecodeError] = []
         self.recoveries = 0
+        self.losses = 0
 
     def ready(self, puller: Puller) -> None:
         """Nothing to do: tests look for themselves."""
@@ -82,6 +84,9 @@ class Events:
 
     def recovered(self) -> None:
         self.recoveries += 1
+
+    def forgotten(self) -> None:
+        self.losses += 1
 
     def cannot_decode(self, puller: Puller, error: DecodeError) -> None:
         assert puller.topic == "t"
@@ -100,6 +105,7 @@ class World:
             client,
             group="g",
             topic="t",
+            sibling="%RETRY%g",
             queue=ReadQueue("b", 0),
             address="broker:1",
             offset=offset,
@@ -344,7 +350,20 @@ async def test_a_topic_made_again_while_a_poll_was_held_is_known_by_the_forgotte
     await one.play(lambda _: answer(19, 5, end=5), lambda _: answer(0, 9, stored(5), end=9))
 
     assert one.puller.outdated
+    assert one.events.losses == 0
     assert not one.puller.can_hand_out()
+
+
+async def test_a_group_that_was_deleted_while_a_poll_was_held_reads_on(world: Callable[..., World]) -> None:
+    one = world(offset=5)
+    one.puller.committed = 5
+    one.broker.knows_group = False
+    one.broker.hold = 0.2
+    await one.play(lambda _: answer(19, 5, end=5), lambda _: answer(0, 6, stored(5), end=6))
+
+    assert not one.puller.outdated
+    assert one.events.losses == 1
+    assert one.offsets() == [5]
 
 
 async def test_after_a_failure_a_forgotten_offset_says_nothing(world: Callable[..., World]) -> None:
