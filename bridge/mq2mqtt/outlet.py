@@ -49,6 +49,7 @@ class Outlet:
             raise
         telemetry.outcomes["accepted"] += self._lane.messages
         self._note_fails = False
+        self._age_fails = False
         self.uplink = Uplink(
             target=target,
             node=node,
@@ -84,12 +85,20 @@ class Outlet:
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
-        oldest_us = self._lane.oldest_us
         self._telemetry.lane_messages = self._lane.messages
         self._telemetry.lane_bytes = self._lane.unsent_bytes
         self._telemetry.lane_limit_bytes = self._lane.max_bytes
-        self._telemetry.lane_oldest_seconds = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1e6)
         self._telemetry.parked_messages = self._parked.count
+        try:
+            oldest_us = self._lane.oldest_us
+        except LaneError as error:
+            # The age stays the last one known: one bad file must not hide the other metrics.
+            if not self._age_fails:
+                logger.error("rule {}: the age of its oldest message is not known: {}", self.uplink.rule_id, error)
+            self._age_fails = True
+        else:
+            self._age_fails = False
+            self._telemetry.lane_oldest_seconds = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1e6)
 
     def close(self) -> None:
         """Let the files and the locks go. Idempotent."""

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from mq2mqtt.errors import LaneError, LaneLockedError, LinkError
 from mq2mqtt.link.memory import MemoryCluster
@@ -35,6 +39,23 @@ async def test_readyz_tells_what_is_down_and_why(tmp_path: Path) -> None:
         assert (sensors["id"], sensors["state"], sensors["reason"]) == ("sensors-out", "down", "no permission")
         assert commands["state"] == "up"
         assert (await world.get("/healthz"))[0] == 200
+
+
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda lane: [os.truncate(file, 0) for file in lane.glob("*.seg")]])
+async def test_a_damaged_lane_hides_no_metrics(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    log: list[str] = []
+    async with World(tmp_path, OUT, IN) as world:
+        world.link.fail_with("mq_sensors", LinkError("away"))
+        world.publish("sensors/x", b"waits")
+        harm(tmp_path / "sensors-out")
+        sink = logger.add(log.append, level="ERROR", format="{message}")
+        for _ in range(2):
+            status, text = await world.get("/metrics")
+            assert status == 200
+            assert 'mq2mqtt_lane_messages{rule="sensors-out"} 1.0' in text
+            assert 'mq2mqtt_consumer_lag{rule="commands-in"} 0.0' in text
+        logger.remove(sink)
+    assert len([line for line in log if "oldest message is not known" in line]) == 1
 
 
 async def test_a_missing_topic_holds_one_rule_down_only(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 from loguru import logger
 
-from mq2mqtt.errors import FrameTooLargeError, LaneError, LaneFullError
+from mq2mqtt.errors import FrameTooLargeError, LaneCorruptError, LaneError, LaneFullError
 from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.commit import GroupCommit
 from mq2mqtt.spool.cursor import Head, read_cursor
@@ -229,7 +229,10 @@ class Lane:
                 segment, position = segment.next, HEADER_BYTES
             with map_errors(segment.path, "read"), segment.path.open("rb") as file:
                 file.seek(position)
-                self._head_time = (self.head, codec.accepted_us_of(file.read(codec.HEADER_BYTES)))
+                header = file.read(codec.HEADER_BYTES)
+            if len(header) < codec.HEADER_BYTES:
+                raise LaneCorruptError(f"{segment.path}: ends before the oldest message, at byte {position}")
+            self._head_time = (self.head, codec.accepted_us_of(header))
         return self._head_time[1]
 
     def segments(self) -> list[Segment]:
