@@ -121,7 +121,8 @@ def is_lane(path: Path) -> bool:
     Raises:
         LaneError: it cannot be read.
     """
-    return path.is_dir() and (read_info(path) is not None or bool(list_segments(path)))
+    with map_errors(path, "read"):
+        return path.is_dir() and (read_info(path) is not None or bool(list_segments(path)))
 
 
 def _delete_lane(path: Path) -> None:

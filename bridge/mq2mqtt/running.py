@@ -10,6 +10,7 @@ from loguru import logger
 from mq2mqtt.errors import LaneError
 from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
+from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.info import read_info
 from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry
 from mq2mqtt.workers import InboundWorker, OutboundWorker, StatusWorker, Worker, Workplace
@@ -43,8 +44,11 @@ class RunningRules:
         self.intake = BridgeIntake(
             rules=self._rules, lanes={}, limits=place.settings.limits, host=place.host, telemetry=telemetry
         )
-        for path in sorted(place.settings.spool.path.iterdir()):
-            if path.is_dir() and (info := read_info(path)) is not None:
+        spool = place.settings.spool.path
+        with map_errors(spool, "read"):
+            paths = sorted(path for path in spool.iterdir() if path.is_dir())
+        for path in paths:
+            if (info := read_info(path)) is not None:
                 self._employ(OutboundWorker(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
 
     # -- which rules there are --
@@ -123,9 +127,7 @@ class RunningRules:
         """Open what is not open, let go what is done; pause after each that took time. Rules may change in a pause."""
         for rule_id, worker in list(self._workers.items()):
             if not worker.is_open:
-                # Where it fails, the worker's telemetry has the reason.
-                with contextlib.suppress(LaneError):
-                    worker.open()
+                _try_to_open(worker)
                 yield
             if worker.is_done and self._workers.get(rule_id) is worker:
                 self._let_go(rule_id)
@@ -137,13 +139,13 @@ class RunningRules:
         if (task := self._tasks.pop(rule_id, None)) is not None:
             # Nothing of it is in flight: at most it asks RocketMQ whether it is there.
             task.cancel()
-        worker.remove()
+        with _guarded(worker):
+            worker.remove()
         self._telemetry.remove(rule_id)
         if (successor := self._successors.pop(rule_id, None)) is not None:
             self._employ(successor)
             self._telemetry.arrange(rule.id for rule in self._rules)
-            with contextlib.suppress(LaneError):
-                successor.open()
+            _try_to_open(successor)
 
     def close(self) -> None:
         """Let all files and locks go. Idempotent."""
@@ -168,7 +170,8 @@ class RunningRules:
     async def watch(self) -> None:
         """Look after what has no event; call it about once a second."""
         for worker in self._workers.values():
-            worker.watch()
+            with _guarded(worker):
+                worker.watch()
         for _ in self._tidy_up():
             await asyncio.sleep(0)
 
@@ -181,7 +184,8 @@ class RunningRules:
     def refresh_gauges(self) -> None:
         """Bring the gauges up to date; called before each scrape."""
         for worker in self._workers.values():
-            worker.refresh_gauges()
+            with _guarded(worker):
+                worker.refresh_gauges()
 
     # -- its end --
 
@@ -208,3 +212,18 @@ class RunningRules:
 
 def _telemetry(rule_id: str, direction: Direction) -> RuleTelemetry:
     return RuleTelemetry(rule_id, direction=direction, state=RuleState.DRAINING)
+
+
+@contextlib.contextmanager
+def _guarded(worker: Worker) -> Iterator[None]:
+    """Let one worker's bug stop no other."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - the others are looked after in the same loop
+        logger.exception("rule {}: unexpected error, going on", worker.telemetry.rule_id)
+
+
+def _try_to_open(worker: Worker) -> None:
+    """Open it; where that fails, the worker's telemetry, or the log, has the reason."""
+    with _guarded(worker), contextlib.suppress(LaneError):
+        worker.open()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mq2mqtt.errors import LinkError
 from mq2mqtt.link.memory import MemoryCluster
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.parked import list_parked
+from mq2mqtt.workers import OutboundWorker
 from tests.unit.bridge_world import IN, OUT, World, until
 
 OTHER_OUT = {"id": "meters-out", "type": "outbound", "source": "meters", "target": "mq_other"}
@@ -175,6 +177,31 @@ async def test_a_lane_that_cannot_be_opened_holds_its_own_rule_down_until_it_can
         await asyncio.wait_for(asyncio.ensure_future(waiting), 15)
         await until(lambda: world.sent() == [b"waits"])
         await until(lambda: world.state("sensors-out") == "up")
+
+
+async def test_one_workers_bug_keeps_no_other_from_its_work(
+    tmp_path: Path, cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with World(tmp_path, {**OTHER_OUT, "id": "old-out"}, cluster=cluster) as world:
+        with monkeypatch.context() as patch:
+            for step in ("open", "watch", "refresh_gauges"):
+                patch.setattr(OutboundWorker, step, _failing_for("bad-out", getattr(OutboundWorker, step)))
+            world.reload({**OUT, "id": "bad-out", "source": "bad"}, OUT)
+            world.publish("sensors/x", b"flows")
+            await until(lambda: world.sent() == [b"flows"])
+            await until(lambda: world.state("old-out") is None)
+            assert (await world.get("/metrics"))[0] == 200
+            assert world.state("bad-out") == "down"
+        await until(lambda: world.bridge.telemetry.ready)
+
+
+def _failing_for(rule_id: str, method: Callable[[OutboundWorker], None]) -> Callable[[OutboundWorker], None]:
+    def call(worker: OutboundWorker) -> None:
+        if worker.telemetry.rule_id == rule_id:
+            raise ZeroDivisionError
+        method(worker)
+
+    return call
 
 
 async def test_p2p_is_private_as_soon_as_the_rule_is_there(tmp_path: Path) -> None:
