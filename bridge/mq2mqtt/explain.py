@@ -55,10 +55,10 @@ def explain_publish(settings: Settings, message: MqttMessage) -> int:
 def _obstacle(settings: Settings, message: MqttMessage) -> str | None:
     """Say why no rule gets to see `message`."""
     topic, limits = message.topic, settings.limits
-    if problem := topics.topic_problem(topic):
+    if topics.is_legacy_request(topic):
+        return "it asks, as clients of ApsaraMQ do, for what is always on here: acknowledged and ignored"
+    if problem := "begins with $: it is the broker's own" if topic.startswith("$") else topics.topic_problem(topic):
         return f"the topic {problem}, the broker closes the connection"
-    if topic.startswith("$"):
-        return "topics that begin with $ are the broker's own"
     parent = topics.parent_of(topic)
     if settings.rule_set.parent_rule(parent) is None:
         known = sorted(settings.rule_set.parents)

@@ -13,6 +13,7 @@ __all__ = [
     "P2PAddress",
     "TopicTrie",
     "filter_problem",
+    "is_legacy_request",
     "join",
     "match",
     "p2p_address",
@@ -29,6 +30,7 @@ MAX_TOPIC_BYTES: Final = 65_535
 P2P_LEVEL: Final = "p2p"
 """The second level of a P2P topic (spec 6)."""
 
+_LEGACY_REQUESTS = frozenset(("$SYS/enableOrderMsg", "$SYS/getOfflineMsg"))
 _P2P_LEVELS = 3
 _BYTES_PER_CHAR = 4  # at most, in UTF-8
 
@@ -42,6 +44,11 @@ def topic_problem(topic: str) -> str | None:
         if wildcard in topic:
             return f"contains the wildcard {wildcard}"
     return _text_problem(topic)
+
+
+def is_legacy_request(topic: str) -> bool:
+    """Whether clients of ApsaraMQ publish there to ask for what is always on here (design section 9)."""
+    return topic in _LEGACY_REQUESTS
 
 
 def filter_problem(topic_filter: str) -> str | None:

@@ -23,7 +23,7 @@ from mq2mqtt_amqtt.packets import (
 )
 from mq2mqtt_amqtt.wire import Wire
 
-__all__ = ["PAUSE_AT", "RESUME_AT", "Publishes", "Routing", "swallowed"]
+__all__ = ["PAUSE_AT", "RESUME_AT", "Publishes", "Routing"]
 
 PAUSE_AT: Final = 256
 RESUME_AT: Final = 128
@@ -33,12 +33,6 @@ MAX_UNRELEASED: Final = 10_000
 """QoS 2 publishes of a session between PUBREC and PUBREL; MQTT 3.1.1 lets a client send 65 535 of any size."""
 
 _SETTLE_SECONDS = 5.0
-_LEGACY = frozenset(("$SYS/enableOrderMsg", "$SYS/getOfflineMsg"))
-
-
-def swallowed(topic: str) -> bool:
-    """Whether clients of ApsaraMQ publish there to ask for what is always on here (design section 9)."""
-    return topic in _LEGACY
 
 
 class Routing(Protocol):
@@ -97,7 +91,7 @@ class Publishes:
         """
         topic = publish.topic
         if topic.startswith("$"):
-            if not swallowed(topic):
+            if not topics.is_legacy_request(topic):
                 raise MalformedPacketError(f"[MQTT-4.7.2-1] a client may not publish to {topic}")
         elif problem := topics.topic_problem(topic):
             raise MalformedPacketError(f"[MQTT-3.3.2-1] the topic {problem}")
@@ -137,7 +131,7 @@ class Publishes:
         try:
             while self._unchecked:
                 publish = self._unchecked[0]
-                if swallowed(publish.topic) or await self._routing.may_publish(publish.topic):
+                if topics.is_legacy_request(publish.topic) or await self._routing.may_publish(publish.topic):
                     self._admit(publish)
                 else:
                     self._refuse(publish)
@@ -150,7 +144,7 @@ class Publishes:
             self._checker = None
 
     def _admit(self, publish: Publish) -> None:
-        if swallowed(publish.topic):
+        if topics.is_legacy_request(publish.topic):
             self._acknowledge(publish)
             return
         intake = self._routing.intake

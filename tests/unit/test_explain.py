@@ -70,7 +70,10 @@ def test_a_publish_shows_the_message_that_would_be_sent(loaded: Settings, capsys
     [
         ("other/x", "no rule has the parent topic 'other' (copies, devices, lights, old, sensors)"),
         ("Sensors/x", "MQTT topics are case-sensitive: sensors"),
-        ("$SYS/x", "topics that begin with $ are the broker's own"),
+        ("$SYS/x", "the topic begins with $: it is the broker's own, the broker closes the connection"),
+        ("$SYS/+", "the topic begins with $: it is the broker's own, the broker closes the connection"),
+        ("$SYS/enableOrderMsg", "acknowledged and ignored"),
+        ("$SYS/getOfflineMsg", "acknowledged and ignored"),
         ("sensors/+", "contains the wildcard +"),
         ("lights/x", "rule off is disabled"),
         ("devices/x", "'devices' is the target of inbound rules only"),
