@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -39,6 +40,7 @@ LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at 
 _LOG_LEVELS = "DEBUG, INFO, WARNING or ERROR"
 _DEFAULT_CONFIG = Path("mq2mqtt.yaml")
 _GC_THRESHOLD = 10_000
+_MAX_CLIENT_ID_BYTES = 65_535  # MQTT-1.5.3: a string's length has two bytes
 
 
 def _listen(value: str | None) -> str | None:
@@ -55,6 +57,13 @@ def _properties(values: list[str] | None) -> list[str] | None:
         if "=" not in value[1:]:
             raise typer.BadParameter(f"{value!r} is not NAME=VALUE")
     return values
+
+
+def _client_id(value: str) -> str:
+    size = len(value.encode("utf-8", "surrogateescape"))
+    if size > _MAX_CLIENT_ID_BYTES:
+        raise typer.BadParameter(f"{size} bytes, a client id has at most {_MAX_CLIENT_ID_BYTES}")
+    return value
 
 
 def _log_level(value: str) -> str:
@@ -106,6 +115,8 @@ def run(
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Run an amqtt broker with the bridge in it."""
+    # It would end the process until `serve` takes it; the file is still to be read, so that nothing is missed.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from mq2mqtt_amqtt.run import serve  # noqa: PLC0415 - amqtt is slow to import
 
     set_up_logging(level=log_level, json=log_json)
@@ -132,7 +143,9 @@ def explain(  # noqa: PLR0913 - the options of the command
     *,
     config: ConfigOption = _DEFAULT_CONFIG,
     topic: Annotated[str | None, typer.Option(help="A device publishes to this MQTT topic.")] = None,
-    client_id: Annotated[str, typer.Option(help="With --topic: the device's client id.")] = "GID_example@@@1",
+    client_id: Annotated[
+        str, typer.Option(callback=_client_id, help="With --topic: the device's client id.")
+    ] = "GID_example@@@1",
     qos: Annotated[int, typer.Option(min=0, max=2, help="With --topic: its QoS.")] = 1,
     clean_session: Annotated[
         bool, typer.Option("--clean-session/--persistent-session", help="With --topic: the device's session.")

@@ -1,5 +1,9 @@
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,7 +203,26 @@ def test_explain_shows_both_directions(run: Run, config: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--topic", "a", "--rocketmq-topic", "b"), ("--rocketmq-topic", "b", "--property", "novalue")],
+    [
+        (),
+        ("--topic", "a", "--rocketmq-topic", "b"),
+        ("--rocketmq-topic", "b", "--property", "novalue"),
+        ("--topic", "sensors/t", "--client-id", "ä" * 32_768),
+    ],
 )
 def test_explain_with_wrong_options_is_exit_code_2(run: Run, config: Path, arguments: tuple[str, ...]) -> None:
     assert run("explain", "-c", config, *arguments)[0] == 2
+
+
+def test_a_reload_asked_for_before_the_bridge_is_up_does_not_end_it(tmp_path: Path) -> None:
+    config = tmp_path / "mq2mqtt.yaml"
+    os.mkfifo(config)
+    command = [sys.executable, "-m", "mq2mqtt", "run", "-c", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        # Opens when it reads its configuration, which it then waits for.
+        with config.open("w") as file:
+            process.send_signal(signal.SIGHUP)
+            file.write("no configuration")
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert str(config) in err
