@@ -53,6 +53,10 @@ class LaneCorruptError(LaneError):
     """A file of a lane is foreign, unreadable or damaged before its tail."""
 
 
+class LaneMisplacedError(LaneError):
+    """A directory holds the lane of a rule that it is not named after: a copy, or moved."""
+
+
 class LaneFullError(LaneError):
     """The lane holds `max_bytes` of unsent frames, or its disk is full; nothing was written."""
 

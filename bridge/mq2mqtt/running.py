@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from loguru import logger
 
-from mq2mqtt.errors import LaneError
+from mq2mqtt.errors import LaneError, LaneMisplacedError
 from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
 from mq2mqtt.spool.files import map_errors
@@ -48,7 +48,12 @@ class RunningRules:
         with map_errors(spool, "read"):
             paths = sorted(path for path in spool.iterdir() if path.is_dir())
         for path in paths:
-            if (info := read_info(path)) is not None:
+            try:
+                info = read_info(path)
+            except LaneMisplacedError as error:
+                logger.warning("left alone, and nothing in it sent: {}", error)
+                continue
+            if info is not None:
                 self._employ(OutboundWorker(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
 
     # -- which rules there are --

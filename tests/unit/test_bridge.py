@@ -201,6 +201,23 @@ async def test_one_spool_serves_one_bridge(tmp_path: Path) -> None:
     await world.bridge.stop()
 
 
+async def test_a_copy_of_a_lane_in_the_spool_is_left_alone(tmp_path: Path) -> None:
+    cluster = MemoryCluster()
+    first = World(tmp_path, OUT, cluster=cluster)
+    first.publish("sensors/x", b"once")
+    await first.bridge.stop()
+    copy = shutil.copytree(tmp_path / "sensors-out", tmp_path / "sensors-out.bak")
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="WARNING")
+    async with World(tmp_path, OUT, cluster=cluster) as world:
+        logger.remove(sink)
+        await until(lambda: world.state("sensors-out") == "up" and world.sent() == [b"once"])
+        assert list(world.bridge.telemetry.rules) == ["sensors-out"]
+    assert [line for line in lines if str(copy) in line and "left alone" in line]
+    assert {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+
+
 async def test_the_lane_of_a_deleted_rule_drains_and_goes(tmp_path: Path) -> None:
     cluster = MemoryCluster()
     first = World(tmp_path, OUT, cluster=cluster)

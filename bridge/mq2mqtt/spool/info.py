@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from mq2mqtt.errors import LaneCorruptError, LaneError
+from mq2mqtt.errors import LaneCorruptError, LaneMisplacedError
 from mq2mqtt.spool.files import map_errors, replace_file
 
 __all__ = ["INFO_NAME", "LaneInfo", "read_info", "write_info"]
@@ -29,7 +29,8 @@ def read_info(lane: Path) -> LaneInfo | None:
     """Read `lane.json`; `None` if it is missing or empty (a loss of power while it was made).
 
     Raises:
-        LaneCorruptError: it is of another rule, another version, or not what this program writes.
+        LaneMisplacedError: it is of another rule.
+        LaneCorruptError: it is of another version, or not what this program writes.
         LaneError: it cannot be read.
     """
     path = lane / INFO_NAME
@@ -57,7 +58,9 @@ def read_info(lane: Path) -> LaneInfo | None:
     if info.version != _VERSION:
         raise LaneCorruptError(f"{path}: lane version {info.version}, this program knows {_VERSION}")
     if info.rule != lane.name:
-        raise LaneError(f"{path}: the lane of rule {info.rule}; give the directory that name back")
+        raise LaneMisplacedError(
+            f"{path}: the lane of rule {info.rule}; give the directory that name back, or move it out of the spool"
+        )
     return info
 
 
