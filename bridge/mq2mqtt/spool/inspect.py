@@ -1,5 +1,6 @@
 """Looking into lanes without a lock, while a bridge may be writing, reading and deleting: for the command line."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from mq2mqtt.spool.segment import HEADER_BYTES
 
 __all__ = ["LaneSummary", "read_entries", "summarize", "summarize_all"]
 
-# A running bridge deletes a segment now and then, hardly this often while one lane is looked at.
+# A running bridge begins or deletes a segment now and then, hardly this often while one lane is looked at.
 _TRIES: Final = 5
 _STEP_MESSAGES: Final = 1000
 
@@ -67,12 +68,9 @@ def summarize(lane: Path) -> LaneSummary:
 
 def _again(lane: Path) -> tuple[int, int, int | None]:
     for _ in range(_TRIES - 1):
-        try:
+        # A segment that was deleted, or got its header, between two looks. Damage is there the next time too.
+        with contextlib.suppress(LaneError):
             return _measure(lane)
-        except LaneError as error:
-            # A segment that was sent and deleted between listing and reading.
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
     return _measure(lane)
 
 
