@@ -136,7 +136,7 @@ class _BridgeCollector(Collector):
         yield _gauge("mq2mqtt_consumer_lag", (((r.rule_id,), r.lag) for r in downlinks))
         yield _gauge(
             "mq2mqtt_rule_up",
-            (((r.rule_id,), int(r.up)) for r in rules if r.state in (RuleState.UP, RuleState.DOWN)),
+            (((r.rule_id,), int(r.up)) for r in self._telemetry.told if r.state in (RuleState.UP, RuleState.DOWN)),
         )
         yield _gauge("mq2mqtt_connected_clients", [((), self._connected_clients())])
         yield _gauge("mq2mqtt_offline_messages", [((), 0)])

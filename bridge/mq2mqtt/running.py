@@ -12,7 +12,7 @@ from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.info import read_info
-from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry
+from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
 from mq2mqtt.workers import InboundWorker, OutboundWorker, StatusWorker, Worker, Workplace
 
 __all__ = ["RunningRules"]
@@ -67,13 +67,14 @@ class RunningRules:
         """
         diff = self._rules.diff(rules)
         self._rules = rules
-        self._successors = {}
+        before, self._successors = self._successors, {}
         for rule_id, worker in self._workers.items():
             rule = rules.get(rule_id)
             if rule is not None and not worker.fits(rule):
-                self._successors[rule_id] = self._new_worker(rule)
+                self._successors[rule_id] = self._succeed(worker, rule, before.get(rule_id))
                 rule = None
             worker.follow(rule)
+        self._telemetry.successors = {rule_id: worker.telemetry for rule_id, worker in self._successors.items()}
         for rule in rules:
             if rule.id not in self._workers:
                 self._employ(self._new_worker(rule))
@@ -83,6 +84,19 @@ class RunningRules:
             for _ in itertools.islice(self._tidy_up(), _FILES_AT_ONCE):
                 pass
         return diff
+
+    def _succeed(self, worker: Worker, rule: Rule, waiting: Worker | None) -> Worker:
+        """Return who works for `rule` when `worker` is done: whoever waits for that already, if it can."""
+        if waiting is not None and waiting.fits(rule):
+            successor = waiting
+            successor.follow(rule)
+        else:
+            successor = self._new_worker(rule)
+            # A counter of one id never goes back; what the successor drops while it waits is seen at once.
+            successor.telemetry.drops = worker.telemetry.drops
+        was = worker.telemetry.direction
+        successor.telemetry.rule_down(Trouble.PREDECESSOR, f"waits until the {was} rule that had its id is done")
+        return successor
 
     def _new_worker(self, rule: Rule) -> Worker:
         direction = Direction.DOWNLINK if isinstance(rule, InboundRule) else Direction.UPLINK
@@ -148,6 +162,8 @@ class RunningRules:
             worker.remove()
         self._telemetry.remove(rule_id)
         if (successor := self._successors.pop(rule_id, None)) is not None:
+            del self._telemetry.successors[rule_id]
+            successor.telemetry.rule_up(Trouble.PREDECESSOR)
             self._employ(successor)
             self._telemetry.arrange(rule.id for rule in self._rules)
             _try_to_open(successor)

@@ -52,6 +52,7 @@ class Trouble(StrEnum):
     LINK = "link"
     LANE = "lane"
     GROUP = "group"
+    PREDECESSOR = "predecessor"
 
 
 class Histogram:
@@ -212,11 +213,13 @@ class RuleTelemetry:
 class Telemetry:
     """All rules' telemetry, in the order of the configuration; what only drains comes last.
 
+    `successors`, by id, are of rules that wait until what has their id now is done: they tell whether the rule is up.
     `reloads` counts by outcome, `configured_at` is when the rules at work were read, in seconds since 1970.
     """
 
     def __init__(self) -> None:
         self.rules: dict[str, RuleTelemetry] = {}
+        self.successors: dict[str, RuleTelemetry] = {}
         self.reloads: Counter[ReloadOutcome] = Counter()
         self.configured_at = time.time()
 
@@ -232,7 +235,8 @@ class Telemetry:
     def arrange(self, rule_ids: Iterable[str]) -> None:
         """Put the rules in this order; those not in it follow."""
         order = [rule_id for rule_id in rule_ids if rule_id in self.rules]
-        rest = [rule_id for rule_id in self.rules if rule_id not in set(order)]
+        ordered = set(order)
+        rest = [rule_id for rule_id in self.rules if rule_id not in ordered]
         self.rules = {rule_id: self.rules[rule_id] for rule_id in (*order, *rest)}
 
     def reload_applied(self, changes: str, *, needs_restart: Sequence[str]) -> None:
@@ -249,6 +253,11 @@ class Telemetry:
         logger.error("configuration not reloaded, going on as before: {}", reason)
 
     @property
+    def told(self) -> list[RuleTelemetry]:
+        """What tells the state of each rule: its own telemetry, or that of its successor."""
+        return [self.successors.get(rule_id, rule) for rule_id, rule in self.rules.items()]
+
+    @property
     def ready(self) -> bool:
         """Whether no enabled rule is down."""
-        return all(rule.state is not RuleState.DOWN for rule in self.rules.values())
+        return all(rule.state is not RuleState.DOWN for rule in self.told)

@@ -396,6 +396,14 @@ async def test_an_id_that_becomes_inbound_drains_its_lane_first(tmp_path: Path, 
         world.reload(now_inbound)
         await asyncio.sleep(0.1)
         assert world.state("sensors-out") == "draining"
+        status, text = await world.get("/readyz")
+        assert status == 503
+        (entry,) = json.loads(text)["rules"]
+        assert (entry["id"], entry["state"]) == ("sensors-out", "down")
+        assert "waits until the uplink rule that had its id is done" in entry["reason"]
+        assert 'mq2mqtt_rule_up{rule="sensors-out"} 0.0' in (await world.get("/metrics"))[1]
+        world.reload({**now_inbound, **_OFF})
+        assert world.bridge.telemetry.ready
     # Stopped meanwhile: the next start finds the lane under the inbound rule's id.
     async with World(tmp_path, now_inbound, cluster=cluster) as world:
         assert world.state("sensors-out") == "draining"
@@ -404,6 +412,7 @@ async def test_an_id_that_becomes_inbound_drains_its_lane_first(tmp_path: Path, 
         await until(lambda: world.state("sensors-out") == "up")
         await world.send(b"in")
         await until(lambda: world.count("sensors-out", "received") == 1)
+        assert world.bridge.telemetry.ready
 
 
 async def test_an_id_that_becomes_outbound_acknowledges_nothing_before_it_has_a_lane(tmp_path: Path) -> None:
@@ -419,11 +428,14 @@ async def test_an_id_that_becomes_outbound_acknowledges_nothing_before_it_has_a_
         waiting = world.bridge.intake.accept(route, MqttMessage("sensors/x", b"waits", 1, client_id="c"))
         assert waiting is not None
         future = asyncio.ensure_future(waiting)
+        world.publish("sensors/x", b"lost", qos=0)
+        world.reload({**OUT, "id": "commands-in", "description": "again"})
         await asyncio.sleep(0.1)
         assert not future.done()
         world.host.time_out("c1")
         await asyncio.wait_for(future, 15)
         await until(lambda: world.sent() == [b"waits"])
+        assert sum(world.bridge.telemetry.rules["commands-in"].drops.values()) == 2  # and the device's
 
 
 async def test_status_rules_come_and_go(tmp_path: Path) -> None:

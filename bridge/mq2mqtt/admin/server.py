@@ -51,5 +51,5 @@ class AdminServer:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         ready = self._telemetry.ready
-        body = {"ready": ready, "rules": [rule.readiness() for rule in self._telemetry.rules.values()]}
+        body = {"ready": ready, "rules": [rule.readiness() for rule in self._telemetry.told]}
         return web.json_response(body, status=200 if ready else 503)
