@@ -162,11 +162,18 @@ class LaneReader:
                 self._next = past
                 self._byte = self._buffer_at + ends[-1]
                 return frames, ends[-1] - start
+        raise self._damage()
+
+    def _damage(self) -> LaneCorruptError:
+        path, byte = self._segment.path, self._byte
         problem = codec.problem_at(self._buffer, 0) or "frame cut off"
-        raise LaneCorruptError(
-            f"{self._segment.path}: byte {self._byte}: {problem}; restore the file, or, when everything before it is"
-            " sent, move it away to give the rest of it up"
+        way_out = (
+            # It is being written: what is accepted from now on would go into a file that was moved away.
+            f"stop the bridge and cut it there to give up what follows: truncate -s {byte} {path}"
+            if self._segment.next is None
+            else "when everything before it is sent, stop the bridge and move it away to give the rest of it up"
         )
+        return LaneCorruptError(f"{path}: byte {byte}: {problem}; restore the file, or {way_out}")
 
     def _fill(self) -> None:
         """Read on from the next frame: a chunk, or the whole frame if that is longer."""

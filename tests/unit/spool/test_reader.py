@@ -1,4 +1,6 @@
 import asyncio
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -278,6 +280,38 @@ def test_a_file_cut_under_the_reader_is_damage(tmp_path: Path) -> None:
     assert len(reader.read(max_messages=10)) == 2
     with pytest.raises(LaneCorruptError, match=rf"{lane.last.path}: byte \d+: frame cut off"):
         reader.read(max_messages=10)
+    reader.close()
+    lane.close()
+
+
+@pytest.mark.parametrize(("segment", "sound", "after"), [(0, 8, range(9, 15)), (-1, 14, ())])
+def test_what_the_error_says_gives_up_the_damage_alone(
+    tmp_path: Path, segment: int, sound: int, after: Sequence[int]
+) -> None:
+    lane = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES)
+    fill(lane, 15, payload_bytes=100)
+    reader = LaneReader(lane)
+    path = segment_files(lane.path)[segment]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0xFF
+    path.write_bytes(data)
+    assert len(reader.read(max_messages=100)) == sound
+    with pytest.raises(LaneCorruptError) as damage:
+        reader.read(max_messages=100)
+    reader.settle_to(reader.position)
+    reader.close()
+    lane.close()
+
+    if segment == 0:
+        assert "when everything before it is sent, stop the bridge and move it away" in str(damage.value)
+        path.rename(tmp_path / "moved")
+    else:
+        _, command, size = str(damage.value).removesuffix(f" {path}").rpartition(" truncate -s ")
+        assert command
+        os.truncate(path, int(size))
+    lane = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES)
+    reader = LaneReader(lane)
+    assert numbers(reader) == list(after)
     reader.close()
     lane.close()
 
