@@ -262,7 +262,7 @@ async def test_another_target_gets_what_waits_after_what_is_in_flight_has_its_an
     for number in range(200):
         lane.publish(b"%d" % number, client_id=f"c{number % 5}")
     async with lane.running():
-        await until(lambda: any(lane.link.at_once.values()))
+        await until(lambda: bool(lane.link.sizes))
         lane.outlet.uplink.retarget("mq_nowhere")
         await until(lambda: "mq_nowhere" in (lane.telemetry.reason or ""))
         lane.link.broken = set()
