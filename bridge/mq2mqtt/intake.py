@@ -69,7 +69,7 @@ class LaneIntake:
                     self._up()
                 return durable
         if qos == 0:
-            self._telemetry.dropped(DropReason.LANE_FULL)
+            self._telemetry.dropped(DropReason.LANE_NOT_OPEN if self._lane is None else DropReason.LANE_FULL)
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[future] = frame

@@ -30,7 +30,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_dropped_total": (
         "counter",
         ("rule", "reason"),
-        "Messages dropped, by reason: a downlink message's outcome, or a publish refused for a full lane.",
+        "Messages dropped, by reason: a downlink message's outcome, or a publish that its lane could not take.",
     ),
     "mq2mqtt_invalid_properties_total": (
         "counter",
@@ -79,6 +79,7 @@ _DOWNLINK_OUTCOMES = {
 }
 _REASONS = {
     DropReason.LANE_FULL: "uplink: a QoS 0 publish found the lane full",
+    DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish came before its rule's lane was open",
     DropReason.TOO_LARGE: "uplink: a publish larger than the whole lane",
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
     DropReason.DISCONNECTED: "the device left before it acknowledged",

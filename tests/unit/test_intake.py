@@ -193,7 +193,7 @@ async def test_without_a_lane_everything_waits_until_there_is_one(tmp_path: Path
     intake.attach(lane)
     await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 5)
     assert lane.messages == telemetry.outcomes["accepted"] == 2
-    assert telemetry.drops == {"lane_full": 1, "too_large": 1}
+    assert telemetry.drops == {"lane_not_open": 1, "too_large": 1}
     assert telemetry.up
     lane.close()
 

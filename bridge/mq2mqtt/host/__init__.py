@@ -35,6 +35,7 @@ class DropReason(StrEnum):
     """Why a delivery or a publish was dropped: the `reason` label of `mq2mqtt_dropped_total`."""
 
     LANE_FULL = "lane_full"
+    LANE_NOT_OPEN = "lane_not_open"
     SLOW_DEVICE = "slow_device"
     OFFLINE_NOT_BUILT = "offline_not_built"
     NOT_AUTHORIZED = "not_authorized"
