@@ -104,6 +104,8 @@ class Bridge:
         if not self._stopping:
             diff = self._rules.apply(settings.rule_set)
             self.telemetry.reload_applied(str(diff), needs_restart=_changed_beside_rules(self._settings, settings))
+            if not settings.rules:
+                logger.warning("the configuration has no rules: the bridge takes nothing and brings nothing")
 
     async def stop_receiving(self) -> None:
         """Take nothing more from RocketMQ and wait for the outcome of what devices were handed. Idempotent.

@@ -113,6 +113,14 @@ async def test_a_change_beside_the_rules_is_named_and_the_rules_are_taken(runnin
     assert not running.bridge.intake.over_limit("meters/x/too/long", 1)
 
 
+@pytest.mark.parametrize("rules", ["rules: []", "rules: null", ""], ids=["empty", "null", "missing"])
+async def test_a_file_without_rules_is_applied_with_a_warning(running: Running, rules: str) -> None:
+    running.path.write_text(f"spool: {{path: spool}}\nadmin: {{listen: '127.0.0.1:0'}}\n{rules}\n")
+    await running.file.reload(running.bridge)
+    assert running.reloads == {"applied": 1}
+    assert [line for line in running.log if line.startswith("WARNING the configuration has no rules")]
+
+
 async def test_the_environment_stays_above_the_file(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MQ2MQTT_RULES", json.dumps([MORE]))
     running.write(OUT)
