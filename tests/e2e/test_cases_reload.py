@@ -2,9 +2,8 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,13 +15,10 @@ from tests.rocket_peer import RocketPeer
 from tests.stock_amqtt import StockAmqtt
 from tests.stream import Stream
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def peer(rocketmq: SharedRocketMQ) -> Iterator[RocketPeer]:
-    with RocketPeer(rocketmq.namesrv) as one:
-        yield one
 
 
 def _name() -> str:

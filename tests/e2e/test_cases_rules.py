@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,6 @@ from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def peer(rocketmq: SharedRocketMQ) -> Iterator[RocketPeer]:
-    with RocketPeer(rocketmq.namesrv) as one:
-        yield one
 
 
 def _name() -> str:
