@@ -23,7 +23,7 @@ from mq2mqtt.rocketmq.liveness import Liveness
 from mq2mqtt.rocketmq.message import ReceivedMessage
 from mq2mqtt.rocketmq.puller import PrefetchBudget, Puller
 from mq2mqtt.rocketmq.route import ReadQueue, TopicRoute, parse_members
-from mq2mqtt.rocketmq.start_offsets import Start, StartOffsets, store_offset
+from mq2mqtt.rocketmq.start_offsets import Start, StartOffsets, first_alone, store_offset
 from mq2mqtt.rocketmq.tags import ALL_TAGS, TagFilter
 
 __all__ = ["Consumer"]
@@ -412,8 +412,15 @@ class Consumer:
         changed = [
             (puller, offset) for puller in pullers if (offset := puller.progress.committable) != puller.committed
         ]
-        results = await asyncio.gather(*(self._store(*change) for change in changed), return_exceptions=True)
-        for (puller, _), result in zip(changed, results, strict=True):
+        if all(puller.committed is not None for puller, _ in changed):
+            return await self._store_all(changed)
+        # The broker may have no offset of the group left.
+        first, rest = first_alone(changed, lambda change: (change[0].topic, change[0].address))
+        return all([await self._store_all(first), await self._store_all(rest)])
+
+    async def _store_all(self, changes: Sequence[tuple[Puller, int]]) -> bool:
+        results = await asyncio.gather(*(self._store(*change) for change in changes), return_exceptions=True)
+        for (puller, _), result in zip(changes, results, strict=True):
             if isinstance(result, RocketMQError):
                 logger.info("%s queue %d: offset not committed: %s", puller.topic, puller.queue.queue_id, result)
             elif isinstance(result, BaseException):

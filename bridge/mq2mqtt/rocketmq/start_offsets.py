@@ -8,7 +8,7 @@ offset has appeared later, and is read from its minimum.
 - Two members may give birth at once. Offsets are asked for again right before they are stored, so the second finds
   the first one's; when both are within that round trip, the later `latest` wins for the queues that are not being
   read yet, which moves the birth by that round trip.
-- A crash between the commits of a birth (they leave together) leaves a group that is born, with queues that
+- A crash between the commits of a birth leaves a group that is born, with queues that
   have no offset: those are read from their minimum. Old messages may be delivered, none is missed.
 - Brokers write offsets to disk every 5 seconds. A broker that is killed sooner after a birth forgets it; members that
   run commit again what they have, and only if they are gone too is the group born anew.
@@ -17,21 +17,26 @@ Brokers before 5.0 ignore `setZeroIfNotFound=false`, and answer 0 for an offset 
 first message still exists (`ConsumerManageProcessor.queryConsumerOffset`). There the birth is recorded as an offset of
 a queue that no topic has. They also keep the offsets of a topic that is deleted, and have them for the one that is made
 again under its name: `renew` says that they mean nothing.
+
+A broker of any version makes the table of a group's offsets in a topic with the first that it stores, and without a
+lock (`ConsumerOffsetManager.commitOffset`): of two first ones at once it may forget one. `first_alone` parts them.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final, Literal, TypeVar
 
 from mq2mqtt.rocketmq.client import Client
 from mq2mqtt.rocketmq.codes import RequestCode, ResponseCode
 from mq2mqtt.rocketmq.errors import NotConnected, RocketMQError, for_code
 from mq2mqtt.rocketmq.route import ReadQueue, TopicRoute
 
-__all__ = ["Start", "StartOffsets", "store_offset"]
+__all__ = ["Start", "StartOffsets", "first_alone", "store_offset"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Start = Literal["latest", "earliest"] | int
 """Where a group that is born starts; a number is a time in milliseconds since 1970."""
@@ -52,6 +57,13 @@ async def store_offset(  # noqa: PLR0913 - the queue's name has three parts
     response = await client.call(address, RequestCode.UPDATE_CONSUMER_OFFSET, fields)
     if response.code != ResponseCode.SUCCESS:
         raise for_code(response.code, response.remark, address=address)
+
+
+def first_alone(stores: Iterable[T], table: Callable[[T], Hashable]) -> tuple[list[T], list[T]]:
+    """Split `stores` in two rounds, so that nothing goes with the first one for a `table` of offsets in a broker."""
+    first: dict[Hashable, T] = {}
+    rest = [store for store in stores if first.setdefault(table(store), store) is not store]
+    return list(first.values()), rest
 
 
 class StartOffsets:
@@ -113,7 +125,8 @@ class StartOffsets:
             self._born = True
             return again
         births = dict(zip(queues, starts, strict=True))
-        await asyncio.gather(*(self._store(queue, route, offset) for queue, offset in births.items()))
+        for together in first_alone(queues, lambda queue: queue.broker):
+            await asyncio.gather(*(self._store(queue, route, births[queue]) for queue in together))
         if any(offset is not None for offset in again.values()):
             for address in _masters(route):
                 await store_offset(

@@ -36,13 +36,21 @@ class Brokers:
         key = (address, fields["queueId"])
         if code == RequestCode.UPDATE_CONSUMER_OFFSET:
             self.stores_left -= 1
-            self.stored[key] = int(fields["commitOffset"])
+            await self._store(key, int(fields["commitOffset"]))
             return Response(0, 1, 1, "", {}, b"")
         assert code == RequestCode.QUERY_CONSUMER_OFFSET
         assert fields["setZeroIfNotFound"] == "false"
         if key in self.stored or self.legacy:
             return Response(0, 1, 1, "", {"offset": str(self.stored.get(key, 0))}, b"")
         return Response(22, 1, 1, "not found", {}, b"")
+
+    async def _store(self, key: tuple[str, str], offset: int) -> None:
+        # As the real ones: the first offset of a group makes the table of all, without a lock.
+        had_table = any(address == key[0] for address, _ in self.stored)
+        await asyncio.sleep(0)
+        if not had_table:
+            self.stored = {other: stored for other, stored in self.stored.items() if other[0] != key[0]}
+        self.stored[key] = offset
 
     async def max_offset(self, address: str, topic: str, queue_id: int) -> int:
         await asyncio.sleep(0)
