@@ -1,0 +1,325 @@
+#include "lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "chain.h"
+#include "cursor.h"
+#include "machine.h"
+
+#define WRITER_LOCK "writer.lock"
+#define MAX_SEGMENT_BYTES (64u * 1024 * 1024)
+#define SEGMENTS_PER_LANE 8u
+#define FILE_MODE 0660
+#define DIRECTORY_MODE 02770
+
+/* After a loss of power, messages that were sent may be missing at the end of the lane; their offsets are never given
+ * out again. The clock is normally far ahead of them; this is for one that restarts in the past. */
+#define SKIP_AFTER_BOOT (1u << 24)
+
+struct lane {
+	char *path;
+	struct lane_options options;
+	int directory, lock, file; /* `file` is what is appended to; -1 until it can be opened */
+	struct chain chain;
+	uint64_t unsent;    /* bytes of frames from the cursor on, as of the last look at it */
+	uint64_t next_base; /* a segment that has to begin there before anything is appended; 0 for none */
+	bool failed;        /* after a failed fdatasync nobody knows what is on the disk */
+	char problem[LANE_TEXT_BYTES];
+};
+
+static struct segment *last_of(struct lane *lane)
+{
+	return &lane->chain.segments[lane->chain.count - 1];
+}
+
+static void remark(struct lane *lane, const char *text)
+{
+	char line[LANE_TEXT_BYTES];
+	snprintf(line, sizeof line, "lane %.200s: %.250s", lane->path, text);
+	lane->options.remark(line);
+}
+
+static bool no_space(int error)
+{
+	/* Time mends these: somebody frees space, raises a quota or a limit, or the device recovers. */
+	return error == ENOSPC || error == EDQUOT || error == EIO || error == EFBIG;
+}
+
+static void forget_file(struct lane *lane)
+{
+	if (lane->file >= 0)
+		close(lane->file);
+	lane->file = -1;
+}
+
+/* Begins the segment `base` and appends to it from now on. On failure nothing has changed and errno says why. */
+static bool roll(struct lane *lane, uint64_t base)
+{
+	struct segment_header header = {.base = base, .created_us = lane->chain.created_us};
+	if (lane->chain.count > 0) {
+		struct segment *previous = last_of(lane);
+		header.previous_base = previous->base;
+		header.previous_end = previous->end;
+		header.previous_bytes = previous->size;
+	}
+	memcpy(header.boot_id, machine_boot_id(), BOOT_ID_BYTES);
+	uint8_t bytes[SEGMENT_HEADER_BYTES];
+	char name[SEGMENT_NAME_BYTES];
+	segment_header_pack(&header, bytes);
+	segment_name(base, name);
+	if (!chain_reserve(&lane->chain))
+		return false;
+	int file = openat(lane->directory, name, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, FILE_MODE);
+	if (file < 0)
+		return false;
+	errno = ENOSPC;
+	bool whole = write(file, bytes, sizeof bytes) == (ssize_t)sizeof bytes;
+	if (whole && lane->options.power)
+		whole = (lane->file < 0 || fdatasync(lane->file) == 0) && fdatasync(file) == 0 && fsync(lane->directory) == 0;
+	if (!whole) {
+		int error = errno;
+		close(file);
+		unlinkat(lane->directory, name, 0);
+		errno = error;
+		return false;
+	}
+	forget_file(lane);
+	lane->file = file;
+	lane->next_base = 0;
+	chain_add(&lane->chain, (struct segment){base, base, SEGMENT_HEADER_BYTES});
+	return true;
+}
+
+/* Opens the last segment to append to it, without whatever a failed write has left behind its frames. */
+static bool reopen(struct lane *lane)
+{
+	char name[SEGMENT_NAME_BYTES];
+	segment_name(last_of(lane)->base, name);
+	int file = openat(lane->directory, name, O_WRONLY | O_APPEND | O_CLOEXEC);
+	if (file < 0)
+		return false;
+	if (ftruncate(file, (off_t)last_of(lane)->size) != 0) {
+		int error = errno;
+		close(file);
+		errno = error;
+		return false;
+	}
+	lane->file = file;
+	return true;
+}
+
+static uint64_t greatest(uint64_t a, uint64_t b, uint64_t c)
+{
+	uint64_t greater = a > b ? a : b;
+	return greater > c ? greater : c;
+}
+
+/* Goes on at the end of what was found, or in a new segment where offsets must not be reused. */
+static bool adopt(struct lane *lane, const struct cursor *stored)
+{
+	struct chain *chain = &lane->chain;
+	uint64_t floor = stored ? stored->offset : 0;
+	if (chain->unborn) {
+		floor = floor > chain->unborn ? floor : chain->unborn;
+		char name[SEGMENT_NAME_BYTES];
+		segment_name(chain->unborn, name);
+		remark(lane, "removed a segment without a header, a crash came before it");
+		if (unlinkat(lane->directory, name, 0) != 0)
+			return false;
+	}
+	if (chain->count == 0) {
+		if (stored) {
+			remark(lane, "all its segments were removed, and with them what was not sent yet");
+			floor += SKIP_AFTER_BOOT;
+		}
+		return roll(lane, greatest(floor, machine_now_us(), chain->created_us));
+	}
+	if (chain->torn_bytes > 0)
+		remark(lane, "cut off an unfinished write after the last frame");
+	if (!reopen(lane))
+		return false;
+	uint64_t end = last_of(lane)->end;
+	if (floor > end)
+		remark(lane, "the cursor lies behind the last message: all of them are settled");
+	if (floor <= end && chain->same_boot)
+		return true;
+	uint64_t base = greatest(floor, machine_now_us(), end + (chain->same_boot ? 0 : SKIP_AFTER_BOOT));
+	if (roll(lane, base))
+		return true;
+	if (!no_space(errno))
+		return false;
+	lane->next_base = base;
+	remark(lane, "takes no messages until there is space");
+	return true;
+}
+
+static bool take_lock(struct lane *lane, char problem[LANE_TEXT_BYTES])
+{
+	lane->lock = openat(lane->directory, WRITER_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, FILE_MODE);
+	if (lane->lock < 0) {
+		snprintf(problem, LANE_TEXT_BYTES, "cannot open %.300s/" WRITER_LOCK ": %s", lane->path, strerror(errno));
+		return false;
+	}
+	char holder[32] = "";
+	if (flock(lane->lock, LOCK_EX | LOCK_NB) != 0) {
+		ssize_t size = pread(lane->lock, holder, sizeof holder - 1, 0);
+		holder[size > 0 ? strcspn(holder, "\n") : 0] = '\0';
+		snprintf(problem, LANE_TEXT_BYTES, "lane %.300s: process %s is already its writer; stop it", lane->path, holder);
+		return false;
+	}
+	/* Only for the text above: the lock itself is the kernel's. */
+	int size = snprintf(holder, sizeof holder, "%ld\n", (long)getpid());
+	if (ftruncate(lane->lock, 0) != 0 || pwrite(lane->lock, holder, (size_t)size, 0) != size)
+		remark(lane, "cannot write the process id into " WRITER_LOCK);
+	return true;
+}
+
+static bool open_directory(struct lane *lane)
+{
+	if (mkdir(lane->path, DIRECTORY_MODE) != 0 && errno != EEXIST)
+		return false;
+	lane->directory = open(lane->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return lane->directory >= 0;
+}
+
+struct lane *lane_open(const char *path, const struct lane_options *options, char problem[LANE_TEXT_BYTES])
+{
+	struct lane *lane = calloc(1, sizeof *lane);
+	if (!lane || !(lane->path = strdup(path))) {
+		snprintf(problem, LANE_TEXT_BYTES, "lane %.300s: out of memory", path);
+		free(lane);
+		return NULL;
+	}
+	lane->options = *options;
+	lane->directory = lane->lock = lane->file = -1;
+	struct cursor cursor;
+	if (!open_directory(lane)) {
+		snprintf(problem, LANE_TEXT_BYTES, "cannot open %.300s: %s", path, strerror(errno));
+	} else if (take_lock(lane, problem) && chain_read(&lane->chain, lane->directory, path, problem)) {
+		bool found = cursor_read(lane->directory, lane->chain.created_us, &cursor);
+		if (!chain_check_tail(&lane->chain, lane->directory, path, found ? &cursor : NULL, problem))
+			goto failed;
+		if (adopt(lane, found ? &cursor : NULL)) {
+			lane->unsent = chain_unsettled(&lane->chain, found ? &cursor : NULL);
+			return lane;
+		}
+		snprintf(problem, LANE_TEXT_BYTES, "cannot write lane %.300s: %s", path, strerror(errno));
+	}
+failed:
+	lane_close(lane);
+	return NULL;
+}
+
+static enum lane_result refuse(struct lane *lane, int error)
+{
+	snprintf(lane->problem, sizeof lane->problem, "cannot write lane %.300s: %s", lane->path, strerror(error));
+	return no_space(error) ? LANE_FULL : LANE_FAILED;
+}
+
+/* Looks at what the reader has settled meanwhile. */
+static void refresh(struct lane *lane)
+{
+	struct cursor cursor;
+	if (cursor_read(lane->directory, lane->chain.created_us, &cursor))
+		lane->unsent = chain_unsettled(&lane->chain, &cursor);
+}
+
+/* Does what a plain append cannot: refuse, mend the tail, begin the next segment. */
+static enum lane_result make_room(struct lane *lane, size_t size)
+{
+	if (lane->unsent + size > lane->options.max_bytes)
+		refresh(lane);
+	if (lane->unsent + size > lane->options.max_bytes) {
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: %" PRIu64 " bytes are unsent, max_bytes is %" PRIu64,
+			lane->path, lane->unsent, lane->options.max_bytes);
+		return LANE_FULL;
+	}
+	if (lane->next_base != 0 && !roll(lane, lane->next_base))
+		return refuse(lane, errno);
+	if (lane->file < 0 && !reopen(lane))
+		return refuse(lane, errno);
+	uint64_t limit = lane->options.max_bytes / SEGMENTS_PER_LANE;
+	if (limit > MAX_SEGMENT_BYTES)
+		limit = MAX_SEGMENT_BYTES;
+	/* A frame longer than a segment gets one of its own. */
+	struct segment *last = last_of(lane);
+	if (last->size + size > limit && last->end > last->base && !roll(lane, last->end))
+		return refuse(lane, errno);
+	return LANE_WRITTEN;
+}
+
+enum lane_result lane_append(struct lane *lane, const struct frame *frame)
+{
+	if (lane->failed)
+		return LANE_FAILED;
+	size_t size = frame_size(frame);
+	if (!frame_fits(frame) || size > lane->options.max_bytes) {
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: a message of %zu bytes is longer than the lane",
+			lane->path, size);
+		return LANE_TOO_LARGE;
+	}
+	enum lane_result room = make_room(lane, size);
+	if (room != LANE_WRITTEN)
+		return room;
+	uint8_t header[FRAME_HEADER_BYTES];
+	frame_header(frame, header);
+	/* writev reads these; its interface is older than const. */
+	const struct iovec parts[] = {
+		{header, sizeof header},
+		{(void *)(uintptr_t)frame->client_id.data, frame->client_id.size},
+		{(void *)(uintptr_t)frame->topic.data, frame->topic.size},
+		{(void *)(uintptr_t)frame->properties.data, frame->properties.size},
+		{(void *)(uintptr_t)frame->payload.data, frame->payload.size},
+	};
+	ssize_t written = writev(lane->file, parts, sizeof parts / sizeof *parts);
+	if (written != (ssize_t)size) {
+		int error = written < 0 ? errno : ENOSPC;
+		struct segment *last = last_of(lane);
+		/* The next frame must follow a whole one: where this fails too, the next append opens the file anew. */
+		if (written > 0 && ftruncate(lane->file, (off_t)last->size) != 0)
+			forget_file(lane);
+		return refuse(lane, error);
+	}
+	if (lane->options.power && fdatasync(lane->file) != 0) {
+		lane->failed = true;
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: fdatasync failed, restart the broker: %s", lane->path,
+			strerror(errno));
+		return LANE_FAILED;
+	}
+	last_of(lane)->end++;
+	last_of(lane)->size += size;
+	lane->unsent += size;
+	return LANE_WRITTEN;
+}
+
+uint64_t lane_next_offset(const struct lane *lane)
+{
+	return lane->chain.segments[lane->chain.count - 1].end;
+}
+
+const char *lane_problem(const struct lane *lane)
+{
+	return lane->problem;
+}
+
+void lane_close(struct lane *lane)
+{
+	if (!lane)
+		return;
+	forget_file(lane);
+	if (lane->lock >= 0)
+		close(lane->lock);
+	if (lane->directory >= 0)
+		close(lane->directory);
+	chain_free(&lane->chain);
+	free(lane->path);
+	free(lane);
+}

@@ -1,0 +1,39 @@
+/* The writing end of a lane: append-only segment files under `spool/<rule id>/` (docs/spool.md).
+ *
+ * A write into the page cache before PUBACK survives `kill -9` of the broker; with `power` an fdatasync follows each. */
+#ifndef MQ2MQTT_LANE_H
+#define MQ2MQTT_LANE_H
+
+#include "frame.h"
+
+#define LANE_TEXT_BYTES 512u
+
+struct lane;
+
+struct lane_options {
+	uint64_t max_bytes; /* of frames that are not settled */
+	bool power;
+	void (*remark)(const char *text); /* told what a crash has left and what was done about it */
+};
+
+enum lane_result {
+	LANE_WRITTEN,
+	LANE_FULL,      /* no space now, nothing was written */
+	LANE_TOO_LARGE, /* never fits */
+	LANE_FAILED,    /* `lane_problem` says why */
+};
+
+/* Locks and recovers the lane in the directory `path`, made if missing. NULL with the reason in `problem`. */
+struct lane *lane_open(const char *path, const struct lane_options *options, char problem[LANE_TEXT_BYTES]);
+
+enum lane_result lane_append(struct lane *lane, const struct frame *frame);
+
+/* Offset that the next message gets. */
+uint64_t lane_next_offset(const struct lane *lane);
+
+/* Why the last append was refused. */
+const char *lane_problem(const struct lane *lane);
+
+void lane_close(struct lane *lane);
+
+#endif
