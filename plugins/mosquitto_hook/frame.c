@@ -107,13 +107,23 @@ static size_t possible_frame(struct bytes file, size_t start)
 	return file.size;
 }
 
+uint64_t frame_claimed_size(const uint8_t *header)
+{
+	return (uint64_t)get_u32(header + AT_SIZE) + FRAME_PREFIX_BYTES;
+}
+
 size_t frame_find(struct bytes file, size_t start)
 {
-	size_t at = start;
-	while ((at = possible_frame(file, at)) < file.size) {
+	uint64_t left = FRAME_SEARCH_BYTES;
+	for (size_t at = start; (at = possible_frame(file, at)) < file.size; at++) {
 		if (frame_look(file, at).state == FRAME_SOUND)
 			return at;
-		at++;
+		uint64_t size = frame_claimed_size((const uint8_t *)file.data + at);
+		if (size > file.size - at)
+			continue;
+		if (size > left)
+			break;
+		left -= size;
 	}
 	return file.size;
 }

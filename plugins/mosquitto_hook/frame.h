@@ -9,6 +9,7 @@
 #define FRAME_PREFIX_BYTES 8u /* size and CRC: what the CRC does not cover */
 #define FRAME_HEADER_BYTES 28u
 #define FRAME_MAX_BYTES (1u << 29)
+#define FRAME_SEARCH_BYTES (1u << 30)
 
 enum frame_kind { FRAME_PUBLISH = 1, FRAME_EVENT = 2, FRAME_ROCKETMQ = 3, FRAME_PARKED = 4 };
 
@@ -48,7 +49,11 @@ struct frame_look frame_look(struct bytes file, size_t position);
 /* Walks over the sound frames from `*position` on, leaves it after the last of them, and returns their number. */
 uint64_t frame_walk(struct bytes file, size_t *position);
 
-/* The first sound frame at or after `start`, at whatever byte; `file.size` for none. */
+/* Length of a whole frame as its first four bytes claim it. */
+uint64_t frame_claimed_size(const uint8_t *header);
+
+/* The first sound frame at or after `start`, at whatever byte; `file.size` for none. A payload may be made of headers
+ * that announce long frames, and reading each of them would take hours: ends when it has read FRAME_SEARCH_BYTES. */
 size_t frame_find(struct bytes file, size_t start);
 
 /* Whether the cut frame at `position` is a whole one with a damaged size: its CRC fits the bytes up to the next

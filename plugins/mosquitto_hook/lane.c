@@ -17,8 +17,11 @@
 #define WRITER_LOCK "writer.lock"
 #define MAX_SEGMENT_BYTES (64u * 1024 * 1024)
 #define SEGMENTS_PER_LANE 8u
-#define FILE_MODE 0660
-#define DIRECTORY_MODE 02770
+#define FILE_MODE 0600
+#define DIRECTORY_MODE 0700
+/* Where the spool directory is open to its group, the sidecar runs as another user of that group. */
+#define SHARED_FILE_MODE 0660
+#define SHARED_DIRECTORY_MODE 02770
 
 /* After a loss of power, messages that were sent may be missing at the end of the lane; their offsets are never given
  * out again. The clock is normally far ahead of them; this is for one that restarts in the past. */
@@ -31,6 +34,7 @@ struct lane {
 	struct chain chain;
 	uint64_t unsent;    /* bytes of frames from the cursor on, as of the last look at it */
 	uint64_t next_base; /* a segment that has to begin there before anything is appended; 0 for none */
+	bool shared;        /* with the group of the spool directory */
 	bool failed;        /* after a failed fdatasync nobody knows what is on the disk */
 	char problem[LANE_TEXT_BYTES];
 };
@@ -51,6 +55,16 @@ static bool no_space(int error)
 {
 	/* Time mends these: somebody frees space, raises a quota or a limit, or the device recovers. */
 	return error == ENOSPC || error == EDQUOT || error == EIO || error == EFBIG;
+}
+
+/* Makes a file as `open` does, open to the group if the spool is, whatever the umask says. */
+static int make_file(struct lane *lane, const char *name, int flags)
+{
+	int file = openat(lane->directory, name, flags | O_CREAT | O_CLOEXEC, FILE_MODE);
+	if (file >= 0 && lane->shared)
+		/* Not ours to change if the sidecar made it; then it has the right mode already. */
+		(void)!fchmod(file, SHARED_FILE_MODE);
+	return file;
 }
 
 static void forget_file(struct lane *lane)
@@ -77,13 +91,15 @@ static bool roll(struct lane *lane, uint64_t base)
 	segment_name(base, name);
 	if (!chain_reserve(&lane->chain))
 		return false;
-	int file = openat(lane->directory, name, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, FILE_MODE);
+	int file = make_file(lane, name, O_WRONLY | O_EXCL | O_APPEND);
 	if (file < 0)
 		return false;
 	errno = ENOSPC;
 	bool whole = write(file, bytes, sizeof bytes) == (ssize_t)sizeof bytes;
-	if (whole && lane->options.power)
-		whole = (lane->file < 0 || fdatasync(lane->file) == 0) && fdatasync(file) == 0 && fsync(lane->directory) == 0;
+	if (whole && (lane->options.power || base != header.previous_end))
+		/* Were a segment lost whose first offset was chosen, the same offsets would be chosen again where the clock
+		 * restarts in the past. */
+		whole = fdatasync(file) == 0 && fsync(lane->directory) == 0;
 	if (!whole) {
 		int error = errno;
 		close(file);
@@ -94,7 +110,7 @@ static bool roll(struct lane *lane, uint64_t base)
 	forget_file(lane);
 	lane->file = file;
 	lane->next_base = 0;
-	chain_add(&lane->chain, (struct segment){base, base, SEGMENT_HEADER_BYTES});
+	chain_add(&lane->chain, (struct segment){.base = base, .end = base, .size = SEGMENT_HEADER_BYTES});
 	return true;
 }
 
@@ -122,48 +138,79 @@ static uint64_t greatest(uint64_t a, uint64_t b, uint64_t c)
 	return greater > c ? greater : c;
 }
 
+/* Deletes the files behind the last segment whose headers were never written. */
+static bool remove_unborn(struct lane *lane, uint64_t *floor)
+{
+	struct chain *chain = &lane->chain;
+	for (size_t i = chain->count; i < chain->count + chain->unborn; i++) {
+		char name[SEGMENT_NAME_BYTES];
+		segment_name(chain->segments[i].base, name);
+		if (chain->segments[i].base > *floor)
+			*floor = chain->segments[i].base;
+		remark(lane, "removed a segment without a header: a crash came before it");
+		if (unlinkat(lane->directory, name, 0) != 0)
+			return false;
+	}
+	chain->unborn = 0;
+	return true;
+}
+
+/* Cuts off what a crash left after the last frame, for good: a later segment's header tells of the length. */
+static bool cut(struct lane *lane, const struct segment *segment)
+{
+	char name[SEGMENT_NAME_BYTES];
+	segment_name(segment->base, name);
+	remark(lane, "cut off an unfinished write after the last frame of a segment");
+	int file = openat(lane->directory, name, O_WRONLY | O_CLOEXEC);
+	if (file < 0)
+		return false;
+	bool good = ftruncate(file, (off_t)segment->size) == 0 && fsync(file) == 0;
+	int error = errno;
+	close(file);
+	errno = error;
+	return good;
+}
+
+/* Begins a segment whose base is not the last one's end; later, if the disk is full: the lane must drain. */
+static bool begin_segment(struct lane *lane, uint64_t base)
+{
+	if (roll(lane, base))
+		return true;
+	lane->next_base = base;
+	if (!no_space(errno))
+		return false;
+	remark(lane, "takes no messages until there is space");
+	return true;
+}
+
 /* Goes on at the end of what was found, or in a new segment where offsets must not be reused. */
 static bool adopt(struct lane *lane, const struct cursor *stored)
 {
 	struct chain *chain = &lane->chain;
 	uint64_t floor = stored ? stored->offset : 0;
-	if (chain->unborn) {
-		floor = floor > chain->unborn ? floor : chain->unborn;
-		char name[SEGMENT_NAME_BYTES];
-		segment_name(chain->unborn, name);
-		remark(lane, "removed a segment without a header, a crash came before it");
-		if (unlinkat(lane->directory, name, 0) != 0)
+	if (!remove_unborn(lane, &floor))
+		return false;
+	for (size_t i = 0; i < chain->count; i++)
+		if (chain->segments[i].torn && !cut(lane, &chain->segments[i]))
 			return false;
-	}
 	if (chain->count == 0) {
-		if (stored) {
+		if (stored)
 			remark(lane, "all its segments were removed, and with them what was not sent yet");
+		if (floor)
 			floor += SKIP_AFTER_BOOT;
-		}
 		return roll(lane, greatest(floor, machine_now_us(), chain->created_us));
 	}
-	if (chain->torn_bytes > 0)
-		remark(lane, "cut off an unfinished write after the last frame");
-	if (!reopen(lane))
-		return false;
 	uint64_t end = last_of(lane)->end;
-	if (floor > end)
+	if (stored && stored->offset > end)
 		remark(lane, "the cursor lies behind the last message: all of them are settled");
 	if (floor <= end && chain->same_boot)
-		return true;
-	uint64_t base = greatest(floor, machine_now_us(), end + (chain->same_boot ? 0 : SKIP_AFTER_BOOT));
-	if (roll(lane, base))
-		return true;
-	if (!no_space(errno))
-		return false;
-	lane->next_base = base;
-	remark(lane, "takes no messages until there is space");
-	return true;
+		return reopen(lane);
+	return begin_segment(lane, greatest(floor, machine_now_us(), end + (chain->same_boot ? 0 : SKIP_AFTER_BOOT)));
 }
 
 static bool take_lock(struct lane *lane, char problem[LANE_TEXT_BYTES])
 {
-	lane->lock = openat(lane->directory, WRITER_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, FILE_MODE);
+	lane->lock = make_file(lane, WRITER_LOCK, O_RDWR);
 	if (lane->lock < 0) {
 		snprintf(problem, LANE_TEXT_BYTES, "cannot open %.300s/" WRITER_LOCK ": %s", lane->path, strerror(errno));
 		return false;
@@ -184,10 +231,36 @@ static bool take_lock(struct lane *lane, char problem[LANE_TEXT_BYTES])
 
 static bool open_directory(struct lane *lane)
 {
-	if (mkdir(lane->path, DIRECTORY_MODE) != 0 && errno != EEXIST)
+	bool made = mkdir(lane->path, DIRECTORY_MODE) == 0;
+	if (!made && errno != EEXIST)
 		return false;
 	lane->directory = open(lane->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	return lane->directory >= 0;
+	int spool = lane->directory < 0 ? -1 : openat(lane->directory, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (spool < 0)
+		return lane->directory >= 0;
+	struct stat status;
+	lane->shared = fstat(spool, &status) == 0 && (status.st_mode & S_IWGRP) != 0;
+	/* Whoever made it may have been killed before it came to the fsync. */
+	bool good = (!made || !lane->shared || fchmod(lane->directory, SHARED_DIRECTORY_MODE) == 0) && fsync(spool) == 0;
+	int error = errno;
+	close(spool);
+	errno = error;
+	return good;
+}
+
+static bool recover(struct lane *lane, char problem[LANE_TEXT_BYTES])
+{
+	const struct chain_place place = {lane->directory, lane->path, lane->options.remark, problem};
+	struct cursor cursor;
+	bool found;
+	if (!chain_read(&lane->chain, &place, &cursor, &found))
+		return false;
+	if (!adopt(lane, found ? &cursor : NULL)) {
+		snprintf(problem, LANE_TEXT_BYTES, "cannot write lane %.300s: %s", lane->path, strerror(errno));
+		return false;
+	}
+	lane->unsent = chain_unsettled(&lane->chain, found ? &cursor : NULL);
+	return true;
 }
 
 struct lane *lane_open(const char *path, const struct lane_options *options, char problem[LANE_TEXT_BYTES])
@@ -200,20 +273,11 @@ struct lane *lane_open(const char *path, const struct lane_options *options, cha
 	}
 	lane->options = *options;
 	lane->directory = lane->lock = lane->file = -1;
-	struct cursor cursor;
 	if (!open_directory(lane)) {
 		snprintf(problem, LANE_TEXT_BYTES, "cannot open %.300s: %s", path, strerror(errno));
-	} else if (take_lock(lane, problem) && chain_read(&lane->chain, lane->directory, path, problem)) {
-		bool found = cursor_read(lane->directory, lane->chain.created_us, &cursor);
-		if (!chain_check_tail(&lane->chain, lane->directory, path, found ? &cursor : NULL, problem))
-			goto failed;
-		if (adopt(lane, found ? &cursor : NULL)) {
-			lane->unsent = chain_unsettled(&lane->chain, found ? &cursor : NULL);
-			return lane;
-		}
-		snprintf(problem, LANE_TEXT_BYTES, "cannot write lane %.300s: %s", path, strerror(errno));
+	} else if (take_lock(lane, problem) && recover(lane, problem)) {
+		return lane;
 	}
-failed:
 	lane_close(lane);
 	return NULL;
 }
@@ -303,6 +367,11 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame)
 uint64_t lane_next_offset(const struct lane *lane)
 {
 	return lane->chain.segments[lane->chain.count - 1].end;
+}
+
+uint64_t lane_unsent_bytes(const struct lane *lane)
+{
+	return lane->unsent;
 }
 
 const char *lane_problem(const struct lane *lane)

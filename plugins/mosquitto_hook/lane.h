@@ -6,7 +6,7 @@
 
 #include "frame.h"
 
-#define LANE_TEXT_BYTES 512u
+#define LANE_TEXT_BYTES 1024u
 
 struct lane;
 
@@ -30,6 +30,9 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame);
 
 /* Offset that the next message gets. */
 uint64_t lane_next_offset(const struct lane *lane);
+
+/* Bytes of frames that are not settled, as of the last look at the cursor. */
+uint64_t lane_unsent_bytes(const struct lane *lane);
 
 /* Why the last append was refused. */
 const char *lane_problem(const struct lane *lane);
