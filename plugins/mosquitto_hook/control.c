@@ -1,8 +1,8 @@
 #include "control.h"
 
+#include "mqtt5.h"
 #include "text.h"
 
-#define VERSION 1u
 #define BATCH_HEADER_BYTES 8u
 #define HEADER_BYTES 12u
 #define MAX_QOS 2u
@@ -43,8 +43,8 @@ static const char *operation_problem(const struct operation *operation)
 		return "wrong client id";
 	if (message ? !text_is_topic(operation->topic) : operation->topic.size > 0)
 		return "wrong topic";
-	if (!message && operation->properties.size > 0)
-		return "properties where there are none";
+	if (message ? !properties_are_sound(operation->properties) : operation->properties.size > 0)
+		return "wrong properties";
 	if (!message && operation->code != OP_TABLE && operation->payload.size > 0)
 		return "payload where there is none";
 	return NULL;
@@ -56,10 +56,12 @@ const char *control_parse(struct bytes payload, struct batch *batch, size_t *pos
 	*position = 0;
 	if (payload.size < BATCH_HEADER_BYTES)
 		return "shorter than its header";
-	if (data[AT_VERSION] != VERSION || data[AT_RESERVED] != 0)
+	if (data[AT_VERSION] != CONTROL_VERSION || data[AT_RESERVED] != 0)
 		return "another version of the protocol";
 	*batch = (struct batch){get_u16(data + AT_COUNT), get_u32(data + AT_NUMBER),
 		{data + BATCH_HEADER_BYTES, payload.size - BATCH_HEADER_BYTES}};
+	if (batch->count > CONTROL_MAX_OPERATIONS)
+		return "too many operations";
 	size_t at = BATCH_HEADER_BYTES;
 	for (unsigned i = 0; i < batch->count; i++) {
 		struct operation operation;

@@ -9,8 +9,18 @@
 
 #define CONTROL_TOPIC "$CONTROL/mq2mqtt/v1"
 #define ANSWER_TOPIC "$mq2mqtt/v1"
+#define RESULTS_TOPIC "$mq2mqtt/v1/results"
+#define CONTROL_VERSION 1u
+#define CONTROL_MAX_OPERATIONS 256u /* of a batch */
 
 enum operation_code { OP_HELLO = 1, OP_TABLE, OP_DELIVER, OP_PUBLISH, OP_KICK, OP_LIST };
+
+enum answer_kind { ANSWER_WELCOME = 1, ANSWER_RESULTS, ANSWER_TABLE, ANSWER_CLIENTS, ANSWER_REFUSED, ANSWER_STATS };
+
+/* What became of one operation. */
+enum operation_result { RESULT_DELIVERED, RESULT_NO_SUBSCRIBER, RESULT_OFFLINE, RESULT_REFUSED };
+
+#define ANSWER_HEADER_BYTES 8u
 
 struct operation {
 	enum operation_code code;

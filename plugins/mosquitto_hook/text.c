@@ -46,8 +46,3 @@ bool text_is_topic(struct bytes text)
 	return text.size > 0 && !memchr(text.data, '+', text.size) && !memchr(text.data, '#', text.size)
 		&& text_is_mqtt(text);
 }
-
-bool text_is_under(const char *topic, struct bytes parent)
-{
-	return strncmp(topic, parent.data, parent.size) == 0 && (topic[parent.size] == '/' || topic[parent.size] == '\0');
-}

@@ -12,7 +12,4 @@ bool text_is_mqtt(struct bytes text);
 /* Whether `text` is a topic name: not empty, no wildcards (MQTT-3.3.2-2, MQTT-4.7.3-1). */
 bool text_is_topic(struct bytes text);
 
-/* Whether the first level of `topic` is `parent`. */
-bool text_is_under(const char *topic, struct bytes parent);
-
 #endif

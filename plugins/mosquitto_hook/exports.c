@@ -1,0 +1,176 @@
+#include "exports.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "log.h"
+#include "machine.h"
+
+/* A lane that cannot be opened is damaged or somebody else's: a look at every publish would stall the broker. */
+#define RETRY_US 5000000u
+
+static void open_lane(struct exports *exports, struct export *export)
+{
+	char path[LANE_TEXT_BYTES];
+	const struct lane_options options = {exports->table->max_bytes, exports->table->power, log_warning};
+	snprintf(path, sizeof path, "%s/%s", exports->spool, export->rule);
+	export->tried_us = machine_now_us();
+	export->lane = lane_open(path, &options, export->problem);
+	if (!export->lane)
+		log_error("%s", export->problem);
+}
+
+static void free_export(struct export *export)
+{
+	if (!export)
+		return;
+	lane_close(export->lane);
+	free(export->rule);
+	free(export);
+}
+
+static struct export *make_export(const char *rule)
+{
+	struct export *export = calloc(1, sizeof *export);
+	if (export && !(export->rule = strdup(rule))) {
+		free(export);
+		return NULL;
+	}
+	return export;
+}
+
+/* Takes the export of `rule` out of the old ones. */
+static struct export *take(struct exports *exports, const char *rule)
+{
+	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+		struct export *export = exports->by_parent[i];
+		if (export && strcmp(export->rule, rule) == 0) {
+			exports->by_parent[i] = NULL;
+			return export;
+		}
+	}
+	return NULL;
+}
+
+static bool same_lanes(const struct table *a, const struct table *b)
+{
+	return a && a->max_bytes == b->max_bytes && a->power == b->power;
+}
+
+bool exports_apply(struct exports *exports, struct table *table)
+{
+	struct exports next = {exports->spool, table, calloc(table->count ? table->count : 1, sizeof *next.by_parent)};
+	/* First what may fail, so that a failure changes nothing. */
+	for (size_t i = 0; next.by_parent && i < table->count; i++)
+		if (table->parents[i].rule && !(next.by_parent[i] = make_export(table->parents[i].rule))) {
+			exports_free(&next);
+			return false;
+		}
+	if (!next.by_parent) {
+		table_free(table);
+		return false;
+	}
+	for (size_t i = 0; i < table->count; i++) {
+		struct export *old = next.by_parent[i] ? take(exports, table->parents[i].rule) : NULL;
+		if (old) {
+			free_export(next.by_parent[i]);
+			next.by_parent[i] = old;
+		}
+		if (old && !same_lanes(exports->table, table)) {
+			lane_close(old->lane);
+			old->lane = NULL;
+		}
+	}
+	/* Lanes of rules that are gone are let go before any is opened: a rule may come back under another parent. */
+	exports_free(exports);
+	*exports = next;
+	for (size_t i = 0; i < table->count; i++)
+		if (exports->by_parent[i] && !exports->by_parent[i]->lane)
+			open_lane(exports, exports->by_parent[i]);
+	return true;
+}
+
+/* Counts what is not taken; says it in the log when it begins. */
+static enum export_result refuse(struct export *export, const char *problem, bool drop)
+{
+	if (!export->refusing)
+		log_error("rule %s takes no messages: %s", export->rule, problem);
+	export->refusing = true;
+	*(drop ? &export->dropped_lane_full : &export->refused) += 1;
+	return drop ? EXPORT_TAKEN : EXPORT_REFUSED;
+}
+
+enum export_result exports_append(struct exports *exports, struct export *export, const struct frame *frame)
+{
+	/* Nobody waits for a QoS 0 message, and a will has no sender left. */
+	bool drop = (frame->flags & FRAME_QOS) == 0 || (frame->flags & FRAME_WILL);
+	if (!export->lane && machine_now_us() - export->tried_us >= RETRY_US)
+		open_lane(exports, export);
+	if (!export->lane)
+		return refuse(export, export->problem, drop);
+	switch (lane_append(export->lane, frame)) {
+	case LANE_WRITTEN:
+		break;
+	case LANE_TOO_LARGE:
+		/* The sender would repeat it for ever. */
+		export->dropped_too_large++;
+		return EXPORT_TAKEN;
+	default:
+		return refuse(export, lane_problem(export->lane), drop);
+	}
+	if (frame->flags & FRAME_WILL)
+		export->wills++;
+	if (export->refusing)
+		log_notice("rule %s takes messages again", export->rule);
+	export->refusing = false;
+	return EXPORT_TAKEN;
+}
+
+void exports_retry(struct exports *exports)
+{
+	for (size_t i = 0; exports->table && i < exports->table->count; i++)
+		if (exports->by_parent[i] && !exports->by_parent[i]->lane)
+			open_lane(exports, exports->by_parent[i]);
+}
+
+size_t exports_problems(const struct exports *exports, struct buffer *text)
+{
+	size_t problems = 0;
+	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+		const struct export *export = exports->by_parent[i];
+		if (!export || export->lane)
+			continue;
+		buffer_print(text, "%s%s: %s", problems ? "\n" : "", export->rule, export->problem);
+		problems++;
+	}
+	return problems;
+}
+
+size_t exports_counters(const struct exports *exports, struct buffer *text)
+{
+	size_t lines = 0;
+	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+		const struct export *export = exports->by_parent[i];
+		if (!export)
+			continue;
+		const struct {
+			const char *name;
+			uint64_t value;
+		} counters[] = {{"dropped_lane_full", export->dropped_lane_full},
+			{"dropped_too_large", export->dropped_too_large}, {"refused", export->refused}, {"wills", export->wills}};
+		for (size_t j = 0; j < sizeof counters / sizeof *counters; j++, lines++)
+			buffer_print(text, "%s\t%s\t%" PRIu64 "\n", counters[j].name, export->rule, counters[j].value);
+	}
+	return lines;
+}
+
+void exports_free(struct exports *exports)
+{
+	for (size_t i = 0; exports->table && exports->by_parent && i < exports->table->count; i++)
+		free_export(exports->by_parent[i]);
+	free(exports->by_parent);
+	table_free(exports->table);
+	exports->table = NULL;
+	exports->by_parent = NULL;
+}

@@ -1,0 +1,105 @@
+/* Who is connected, and the events that tell of it. */
+#include "hook.h"
+
+#include "log.h"
+
+static bool is_sidecar(const struct hook *hook, const struct client *client)
+{
+	return client->context == hook->sidecar;
+}
+
+static void let_in(struct hook *hook, struct client *client)
+{
+	clients_let_in(&hook->clients, client);
+	if (!is_sidecar(hook, client))
+		events_connected(&hook->events, client);
+}
+
+void presence_settle(struct hook *hook)
+{
+	if (hook->is_2_1)
+		return;
+	while (hook->clients.asking)
+		let_in(hook, hook->clients.asking);
+}
+
+static struct client *note(struct hook *hook, struct mosquitto *context)
+{
+	const char *id = mosquitto_client_id(context);
+	struct client *client = id ? clients_add(&hook->clients, context, id, mosquitto_client_address(context),
+		mosquitto_client_clean_session(context)) : NULL;
+	if (id && !client)
+		log_error("out of memory: client %s is not seen", id);
+	return client;
+}
+
+/* Why a client goes, in a word. */
+static const char *reason_text(const struct client *client, int reason)
+{
+	if (client->kicked)
+		return "kick";
+	switch (reason) {
+	case GONE_CLEAN:
+		return "disconnect";
+	case GONE_KEEPALIVE:
+		return "keepalive";
+	case GONE_TAKEN_OVER:
+		return "takeover";
+	case GONE_KICKED:
+		return "kick";
+	case -1:
+		return "unknown";
+	default:
+		return "close";
+	}
+}
+
+static void forget(struct hook *hook, struct client *client, int reason)
+{
+	if (client->online && !is_sidecar(hook, client))
+		events_gone(&hook->events, client, reason == GONE_CLEAN && !client->kicked, reason_text(client, reason));
+	clients_remove(&hook->clients, client);
+}
+
+void presence_asks(struct hook *hook, struct mosquitto *context)
+{
+	/* Whoever asked before has its answer by now: Mosquitto takes packets one by one. */
+	presence_settle(hook);
+	struct client *client = clients_find(&hook->clients, context);
+	if (client)
+		forget(hook, client, -1);
+	note(hook, context);
+}
+
+void presence_connected(struct hook *hook, struct mosquitto *context)
+{
+	struct client *client = clients_find(&hook->clients, context);
+	if (client && client->online) {
+		forget(hook, client, -1);
+		client = NULL;
+	}
+	if (!client)
+		client = note(hook, context);
+	if (client)
+		let_in(hook, client);
+}
+
+void presence_active(struct hook *hook, struct mosquitto *context)
+{
+	presence_settle(hook);
+	/* A bridge that this broker has opened has no address; it is no client. */
+	if (!hook->is_2_1 && !clients_find(&hook->clients, context) && mosquitto_client_address(context))
+		presence_connected(hook, context);
+}
+
+void presence_gone(struct hook *hook, struct mosquitto *context, int reason)
+{
+	struct client *client = clients_find(&hook->clients, context);
+	if (client)
+		/* One that only asked was turned away. */
+		forget(hook, client, hook->is_2_1 ? reason : broker_gone_2_0(context));
+	if (context == hook->sidecar) {
+		hook->sidecar = NULL;
+		results_clear(&hook->results);
+	}
+}
