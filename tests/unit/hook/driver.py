@@ -33,7 +33,7 @@ class Driver:
 
     def __init__(self, program: Path) -> None:
         # Remarks of lanes and a sanitizer's report; a pipe that nobody reads would fill.
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the program
         self._process = subprocess.Popen(
             [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )

@@ -1,31 +1,12 @@
 """The bytes of a batch to `$CONTROL/mq2mqtt/v1` (docs/mosquitto-protocol.md)."""
 
-import struct
-from typing import NamedTuple
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.thorough import searching
+from tests.unit.hook.batches import BATCH_BYTES, DELIVER, HELLO, KICK, LIST, PUBLISH, TABLE, Operation, batch
 from tests.unit.hook.driver import Driver, text
-
-HELLO, TABLE, DELIVER, PUBLISH, KICK, LIST = range(1, 7)
-BATCH_BYTES = 8
-
-
-class Operation(NamedTuple):
-    code: int
-    qos: int = 0
-    client_id: bytes = b""
-    topic: bytes = b""
-    properties: bytes = b""
-    payload: bytes = b""
-
-    def pack(self) -> bytes:
-        fields = self[2:]
-        return struct.pack("<BBHHHI", self.code, self.qos, *map(len, fields)) + b"".join(fields)
-
 
 SOUND = {
     "hello": Operation(HELLO),
@@ -35,11 +16,6 @@ SOUND = {
     "kick": Operation(KICK, client_id=b"dev"),
     "list": Operation(LIST),
 }
-
-
-def batch(*operations: Operation, number: int = 7, count: int | None = None) -> bytes:
-    packed = b"".join(operation.pack() for operation in operations)
-    return struct.pack("<BBHI", 1, 0, len(operations) if count is None else count, number) + packed
 
 
 def answer_to(*operations: Operation, number: int) -> str:

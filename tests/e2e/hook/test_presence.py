@@ -1,0 +1,117 @@
+"""Connects and disconnects in the lane `.clients`, each connection with an id of its own."""
+
+import asyncio
+import os
+import re
+
+import pytest
+
+from tests.e2e.hook.mosquitto import Mosquitto, Sidecar
+from tests.mqtt_client import CONNACK, Client, connect_packet
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_coming_and_going(broker: Mosquitto) -> None:
+    device = await broker.connect("dev-1", clean=False)
+    came = await broker.event("connect", "dev-1")
+    assert re.fullmatch(r"[0-9a-f]{16}-\d+", came["channelId"])
+    assert came["clientIp"] == "127.0.0.1"
+    assert came["cleanSession"] is False
+    await device.disconnect()
+    gone = await broker.event("disconnect", "dev-1")
+    assert (gone["channelId"], gone["reason"]) == (came["channelId"], "disconnect")
+    device = await broker.connect("dev-1")
+    again = await broker.event("connect", "dev-1")
+    assert again["channelId"] != came["channelId"]
+    assert again["cleanSession"] is True
+    await device.drop()
+    gone = await broker.event("tcpclean", "dev-1")
+    assert (gone["channelId"], gone["reason"]) == (again["channelId"], "close")
+    assert [event["type"] for event in broker.events()] == ["boot", "connect", "disconnect", "connect", "tcpclean"]
+
+
+async def test_the_life_of_the_broker(broker: Mosquitto) -> None:
+    device = await broker.connect("dev-1")
+    await broker.event("connect", "dev-1")
+    await broker.stop()
+    await broker.start()
+    broker.kill()
+    await broker.start()
+    events = broker.events()
+    assert [event["type"] for event in events] == ["boot", "connect", "shutdown", "boot", "boot"]
+    assert len({event["channelId"] for event in events if event["type"] == "boot"}) == 3
+    await device.drop()
+
+
+async def test_a_takeover_shows_the_old_connection_go_and_the_new_one_come(broker: Mosquitto) -> None:
+    old = await broker.connect("dev-1")
+    first = await broker.event("connect", "dev-1")
+    new = await broker.connect("dev-1")
+    await old.wait_closed()
+    await new.ping()
+    gone = await broker.event("tcpclean", "dev-1")
+    assert (gone["channelId"], gone["reason"]) == (first["channelId"], "takeover")
+    second = await broker.event("connect", "dev-1")
+    assert second["channelId"] != first["channelId"]
+    await new.disconnect()
+    assert (await broker.event("disconnect", "dev-1"))["channelId"] == second["channelId"]
+    await old.drop()
+
+
+async def test_whoever_is_turned_away_never_was_there(stopped: Mosquitto) -> None:
+    stopped.options["auth"] = "defer"
+    stopped.lines = ["allow_anonymous false", f"password_file {stopped.directory / 'passwords'}"]
+    # "secret", as mosquitto_passwd writes it.
+    (stopped.directory / "passwords").write_text("")
+    await stopped.start()
+    for name in ("one", "two"):
+        client = await Client.open(stopped.port)
+        client.send(connect_packet(name, username="alice", password="wrong"))  # noqa: S106 - the test's own
+        assert (await client.wait_packet(CONNACK)).body[1] == 5
+        await client.wait_closed()
+        await client.drop()
+    sidecar = await Sidecar.connect(stopped)
+    await sidecar.stats()
+    assert [event["type"] for event in stopped.events()] == ["boot"]
+    await sidecar.client.drop()
+
+
+async def test_sockets_without_a_connect_are_nobody(broker: Mosquitto) -> None:
+    for _ in range(5):
+        (await Client.open(broker.port)).abort()
+    device = await broker.connect("dev-1")
+    await broker.event("connect", "dev-1")
+    assert [event["type"] for event in broker.events()] == ["boot", "connect"]
+    await device.drop()
+
+
+async def test_events_that_find_no_space_are_counted_and_told_of(broker: Mosquitto, sidecar: Sidecar) -> None:
+    import resource
+
+    # A limit on file sizes is a full disk.
+    size = sum(path.stat().st_size for path in (broker.spool / ".clients").glob("*.seg"))
+    resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    device = await broker.connect("dev-1")
+    await device.disconnect()
+    while (await sidecar.stats())["events_lost", ""] < 2:
+        await asyncio.sleep(0.05)
+    resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    device = await broker.connect("dev-2")
+    await broker.event("connect", "dev-2")
+    assert [event["type"] for event in broker.events()] == ["boot", "overflow", "connect"]
+    await device.drop()
+
+
+async def test_many_clients_come_and_go(broker: Mosquitto) -> None:
+    async def life(name: str) -> None:
+        for _ in range(5):
+            device = await broker.connect(name)
+            await device.publish("sensors/x", name.encode(), qos=1)
+            await device.disconnect()
+
+    await asyncio.gather(*(life(f"dev-{number}") for number in range(60)))
+    await broker.event("disconnect", "dev-59")
+    assert len({event["channelId"] for event in broker.events() if event["type"] == "connect"}) == 300
+    assert len(broker.frames("telemetry-out")) == 300
+    assert os.path.exists(f"/proc/{broker.process.pid}")
