@@ -92,12 +92,23 @@ void presence_active(struct hook *hook, struct mosquitto *context)
 		presence_connected(hook, context);
 }
 
+/* Mosquitto 2.0 ends the old connection of a client while it answers the new one. */
+static bool is_taken_over(const struct hook *hook, const struct client *client)
+{
+	for (const struct client *asking = hook->clients.asking; asking; asking = asking->next_asking)
+		if (asking != client && strcmp(asking->id, client->id) == 0)
+			return true;
+	return false;
+}
+
 void presence_gone(struct hook *hook, struct mosquitto *context, int reason)
 {
 	struct client *client = clients_find(&hook->clients, context);
+	if (client && !hook->is_2_1)
+		reason = is_taken_over(hook, client) ? GONE_TAKEN_OVER : broker_gone_2_0(context);
 	if (client)
 		/* One that only asked was turned away. */
-		forget(hook, client, hook->is_2_1 ? reason : broker_gone_2_0(context));
+		forget(hook, client, reason);
 	if (context == hook->sidecar) {
 		hook->sidecar = NULL;
 		results_clear(&hook->results);

@@ -22,6 +22,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static char lane_path[64];
 
+static void remove_directory(void)
+{
+	rmdir(lane_path);
+}
+
 static void quiet(const char *text)
 {
 	(void)text;
@@ -125,16 +130,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!*lane_path) {
 		snprintf(lane_path, sizeof lane_path, "/dev/shm/mq2mqtt-fuzz-%d", (int)getpid());
 		mkdir(lane_path, 0700);
+		atexit(remove_directory);
 	}
-	empty_directory();
 	lay_out(data + 1, size - 1);
 	const uint8_t boot[BOOT_ID_BYTES] = {data[0] % 3u};
 	machine_set(5000, boot);
 	struct lane_options options = {.max_bytes = 65536, .remark = quiet};
 	char problem[LANE_TEXT_BYTES];
 	struct lane *lane = lane_open(lane_path, &options, problem);
-	if (!lane)
+	if (!lane) {
+		empty_directory();
 		return 0;
+	}
 	uint64_t offset = lane_next_offset(lane);
 	struct frame frame = {FRAME_PUBLISH, 1, 1, bytes_of("dev"), bytes_of("t"), {NULL, 0}, bytes_of("x")};
 	if (lane_append(lane, &frame) == LANE_WRITTEN)
@@ -142,9 +149,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t unsent = lane_unsent_bytes(lane);
 	lane_close(lane);
 	lane = lane_open(lane_path, &options, problem);
-	/* Of an unknown boot (zeros) every opening begins a new segment. */
-	if (!lane || (boot[0] != 0 && lane_next_offset(lane) != offset) || lane_unsent_bytes(lane) != unsent)
+	/* Of an unknown boot (zeros) every opening begins a new segment. A tail in a segment of an older boot is not looked
+	 * at the first time: its own boot's opening would have cut it off. */
+	if (!lane || (boot[0] != 0 && lane_next_offset(lane) != offset) || lane_unsent_bytes(lane) > unsent)
 		abort();
 	lane_close(lane);
+	empty_directory();
 	return 0;
 }

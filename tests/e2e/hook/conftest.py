@@ -1,7 +1,8 @@
 """Builds the hook once; a Mosquitto with it for each test that asks."""
 
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,19 @@ async def sidecar(broker: Mosquitto) -> AsyncIterator[Sidecar]:
     connected = await Sidecar.connect(broker, parents=LANES.values())
     yield connected
     await connected.client.drop()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path], None]]:
+    """`small_disk(directory)` puts a file system of 64 KiB there; it goes when the broker has ended."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a file system")
+    mounted: list[Path] = []
+
+    def mount(directory: Path) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", directory], check=True)
+        mounted.append(directory)
+
+    yield mount
+    for directory in mounted:
+        subprocess.run(["umount", "-l", directory], check=True)

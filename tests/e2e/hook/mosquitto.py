@@ -1,6 +1,7 @@
 """A real Mosquitto with the hook, and the sidecar's end of `$CONTROL/mq2mqtt/v1`."""
 
 import asyncio
+import functools
 import json
 import os
 import shutil
@@ -32,6 +33,13 @@ def mosquitto_program() -> str:
     found = os.environ.get("MOSQUITTO") or shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert found, "the tests of the Mosquitto hook need Mosquitto (Debian: mosquitto, mosquitto-dev)"
     return found
+
+
+@functools.cache
+def says_why() -> bool:
+    """Whether this broker lets the hook see why a client goes: 2.1 does, of 2.0 only builds like Debian's."""
+    symbols = subprocess.run(["nm", "-D", mosquitto_program()], capture_output=True, text=True, check=True).stdout
+    return "mosquitto__get_state" in symbols
 
 
 def wrapper() -> tuple[list[str], dict[str, str]]:
@@ -146,6 +154,12 @@ class Mosquitto:
     def events(self) -> list[dict[str, Any]]:
         """Return the client events in the order in which they were written, each with its `clientId`."""
         return [{"clientId": frame.client_id, **json.loads(frame.payload)} for frame in self.frames(".clients")]
+
+    async def gone(self, client_id: str) -> dict[str, Any]:
+        """Wait until a client that has sent DISCONNECT is gone; return that event."""
+        event = await self.event("disconnect" if says_why() else "tcpclean", client_id)
+        assert event["reason"] == ("disconnect" if says_why() else "unknown")
+        return event
 
     async def event(self, kind: str, client_id: str) -> dict[str, Any]:
         """Wait for an event; return the last one of that kind."""

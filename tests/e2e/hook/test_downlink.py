@@ -1,5 +1,6 @@
 """The sidecar's batches: handed out in order, each operation with its result; nobody else may send one."""
 
+import asyncio
 import struct
 from typing import Any
 from zlib import crc32
@@ -21,7 +22,7 @@ from tests.e2e.hook.mosquitto import (
     only,
     table_of,
 )
-from tests.mqtt_client import CONNACK, Client, packet, text
+from tests.mqtt_client import CONNACK, Client, connect_packet, packet, text
 from tests.unit.hook.batches import DELIVER, HELLO, KICK, LIST, PUBLISH, Operation, batch
 from tests.waiting import until
 
@@ -157,7 +158,7 @@ def clients_of(body: bytes) -> tuple[bool, int, list[tuple[str, str, str, int, b
 async def test_list_of_the_connected_clients(broker: Mosquitto, sidecar: Sidecar) -> None:
     devices = [await broker.connect(f"dev-{number}", clean=bool(number % 2)) for number in range(600)]
     await devices[0].disconnect()
-    await broker.event("disconnect", "dev-0")
+    await broker.gone("dev-0")
     number = sidecar.send(Operation(LIST))
     found: list[Any] = []
     while True:
@@ -256,7 +257,8 @@ async def test_nobody_else_may_send_a_batch_or_read_answers(broker: Mosquitto, s
     ],
 )
 async def test_nobody_else_may_be_the_sidecar(password: dict[str, str], broker: Mosquitto, sidecar: Sidecar) -> None:
-    await broker.connect("mq2mqtt-sidecar", code=5, **password)
+    forger = await broker.connect("mq2mqtt-sidecar", code=5, **password)
+    await forger.drop()
     device = await broker.connect("dev-1")
     assert await sidecar.results(to(b"dev-1", b"x")) == [DELIVERED]
     await device.drop()
@@ -268,14 +270,11 @@ async def test_the_sidecar_may_come_by_a_unix_socket(stopped: Mosquitto) -> None
     stopped.options["socket"] = str(path)
     stopped.lines.append(f"listener 0 {path}")
     await stopped.start()
-    await stopped.connect("mq2mqtt-sidecar", username="mq2mqtt", password=TOKEN, code=5)
+    forger = await stopped.connect("mq2mqtt-sidecar", username="mq2mqtt", password=TOKEN, code=5)
+    await forger.drop()
     await until(path.exists)
-    import asyncio
-
     reader, writer = await asyncio.open_unix_connection(str(path))
     client = Client(reader, writer, acknowledge=True)
-    from tests.mqtt_client import connect_packet
-
     client.send(connect_packet("mq2mqtt-sidecar"))
     assert (await client.wait_packet(CONNACK)).body[1] == 0
     sidecar = Sidecar(client)

@@ -46,7 +46,7 @@ async def test_p2p_under_a_rule_without_a_lane_is_private_too(broker: Mosquitto)
 async def test_p2p_waits_for_a_client_with_a_session(broker: Mosquitto) -> None:
     target = await broker.connect("dev-2", clean=False)
     await target.disconnect()
-    await broker.event("disconnect", "dev-2")
+    await broker.gone("dev-2")
     sender = await broker.connect("dev-1")
     await sender.publish("sensors/p2p/dev-2", b"kept", qos=1)
     spy = await broker.connect("spy")
@@ -97,7 +97,7 @@ async def test_a_will_is_exported_while_the_sidecar_is_away(broker: Mosquitto, s
 async def test_a_clean_disconnect_leaves_no_will(broker: Mosquitto, sidecar: Sidecar) -> None:
     device = await broker.connect("dev-1", will=("sensors/last", b"gone", 1, False))
     await device.disconnect()
-    await broker.event("disconnect", "dev-1")
+    await broker.gone("dev-1")
     assert await sidecar.results(Operation(DELIVER, 0, b"dev-1", b"a", b"", b"")) != [DELIVERED]
     assert broker.frames("telemetry-out") == []
 

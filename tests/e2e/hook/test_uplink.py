@@ -182,6 +182,7 @@ async def test_a_damaged_lane_takes_nothing_until_it_is_mended(broker: Mosquitto
     device.send(publish_packet("sensors/a", b"3", qos=1, packet_id=1))
     await device.wait_closed()
     assert broker.payloads("alarms-out") == [b"fire", b"smoke"]
+    await device.drop()
     remedy = broker.log.read_text().rpartition("truncate -s ")[2].split()
     path.write_bytes(data[: int(remedy[0])])
     device = await broker.connect("dev-1")
