@@ -67,13 +67,14 @@ static void read_one(const mosquitto_property *property, struct buffer *section)
 	int id = found.identifier(property);
 	char *name = NULL, *value = NULL;
 	uint32_t number;
-	if (id == PROPERTY_USER && found.read_pair(property, id, &name, &value, false) && name && value) {
+	if (id == PROPERTY_USER && found.read_pair(property, id, &name, &value, false)) {
+		/* 2.1 gives no text for an empty one. */
 		buffer_u8(section, PROPERTY_USER);
-		add_text(section, name);
-		add_text(section, value);
-	} else if (id == PROPERTY_CONTENT_TYPE && found.read_string(property, id, &value, false) && value) {
+		add_text(section, name ? name : "");
+		add_text(section, value ? value : "");
+	} else if (id == PROPERTY_CONTENT_TYPE && found.read_string(property, id, &value, false)) {
 		buffer_u8(section, PROPERTY_CONTENT_TYPE);
-		add_text(section, value);
+		add_text(section, value ? value : "");
 	} else if (id == PROPERTY_EXPIRY && found.read_int32(property, id, &number, false)) {
 		const uint8_t bytes[] = {PROPERTY_EXPIRY, (uint8_t)(number >> 24), (uint8_t)(number >> 16),
 			(uint8_t)(number >> 8), (uint8_t)number};

@@ -189,7 +189,7 @@ def table_of(  # noqa: PLR0913 - the table's fields
 
 class Answer(NamedTuple):
     kind: int
-    count: int
+    entries: int
     number: int
     body: bytes
 
@@ -247,7 +247,7 @@ class Sidecar:
 
     async def results(self, *operations: Operation) -> list[int]:
         answer = await self.answer(RESULT, self.send(*operations))
-        assert answer.count == len(operations)
+        assert answer.entries == len(operations)
         return list(answer.body)
 
     async def table(self, text: bytes) -> tuple[bool, str]:
@@ -259,7 +259,7 @@ class Sidecar:
         await self.answer(WELCOME, number)
         answer = await self.answer(STATS, number)
         lines = [line.split("\t") for line in answer.text.splitlines()]
-        assert len(lines) == answer.count
+        assert len(lines) == answer.entries
         return {(name, rule): int(value) for name, rule, value in lines}
 
 

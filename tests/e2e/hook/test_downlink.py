@@ -49,7 +49,7 @@ async def test_hello(broker: Mosquitto, sidecar: Sidecar) -> None:
     assert len(welcome.body) == 21 + size
     assert lines[0].startswith("2.")
     assert lines[1:] == [str(broker.spool)]
-    assert (await sidecar.answer(STATS, number)).count == 9
+    assert (await sidecar.answer(STATS, number)).entries == 9
 
 
 async def test_deliver_reaches_one_client_without_a_subscription(broker: Mosquitto, sidecar: Sidecar) -> None:
@@ -164,7 +164,7 @@ async def test_list_of_the_connected_clients(broker: Mosquitto, sidecar: Sidecar
     while True:
         answer = await sidecar.answer(CLIENTS, number)
         last, offset, clients = clients_of(answer.body)
-        assert answer.count == len(clients)
+        assert answer.entries == len(clients)
         found += clients
         if last:
             break
