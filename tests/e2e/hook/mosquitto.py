@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -18,6 +19,7 @@ from mq2mqtt.spool.frame import Frame
 from mq2mqtt.spool.inspect import read_entries
 from tests.mqtt_client import Client, Message, publish_packet
 from tests.unit.hook.batches import Operation, batch
+from tests.unit.hook.driver import HOOK
 from tests.waiting import until
 
 TOKEN: Final = "a-token-of-32-characters-exactly"  # noqa: S105 - the test's own
@@ -51,7 +53,14 @@ def wrapper() -> tuple[list[str], dict[str, str]]:
         ).stdout.strip()
         return [], {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
     if how == "valgrind":
-        options = ["--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "-q"]
+        # Mosquitto 2.0.11 has leaks of its own: `stop` looks for those of the hook.
+        options = [
+            "--error-exitcode=99",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=none",
+            "--keep-debuginfo=yes",
+            "-q",
+        ]
         return ["valgrind", *options], {}
     return [], {}
 
@@ -140,6 +149,9 @@ class Mosquitto:
         said = self.log.read_text(errors="replace")
         assert self._process.returncode == 0, said[-5000:]
         assert "AddressSanitizer" not in said
+        if "definitely lost" in said:
+            sources = "|".join(path.stem for path in HOOK.glob("*.c"))
+            assert not re.search(rf"\(({sources})\.c:\d+\)", said), said[-5000:]
 
     async def connect(self, client_id: str, **options: Any) -> Client:  # noqa: ANN401 - those of Client.connect
         return await Client.connect(self.port, client_id, **options)
