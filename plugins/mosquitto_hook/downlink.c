@@ -148,7 +148,7 @@ static void answer_list(struct hook *hook, uint32_t number)
 	struct buffer *answer = begin_clients(hook, number, offset);
 	size_t count = 0;
 	for (const struct client *client = NULL; (client = clients_next(&hook->clients, client));) {
-		if (!client->online || client->context == hook->sidecar)
+		if (!client->online || presence_is_sidecar(hook, client))
 			continue;
 		if (count == CLIENTS_PER_ANSWER) {
 			set_count(answer, count);
@@ -210,7 +210,7 @@ static enum operation_result do_kick(struct hook *hook, const struct operation *
 	char *id = text_of(operation->client_id);
 	struct client *client = id ? clients_online(&hook->clients, id) : NULL;
 	enum operation_result result = id ? RESULT_OFFLINE : RESULT_REFUSED;
-	if (client && client->context == hook->sidecar) {
+	if (client && presence_is_sidecar(hook, client)) {
 		/* Its own packet is being worked on. */
 		result = RESULT_REFUSED;
 	} else if (client) {

@@ -62,6 +62,9 @@ void publish_shown_to_sidecar(struct hook *hook, const struct mosquitto_evt_acl_
 /* Whether only the hook may hand out messages of this topic, and to whom. */
 bool publish_is_private(const struct hook *hook, const char *topic, struct bytes *client_id);
 
+/* The sidecar is no client: nothing is told of it. */
+bool presence_is_sidecar(const struct hook *hook, const struct client *client);
+
 /* The sidecar sent a batch. */
 void downlink_arrived(struct hook *hook, struct bytes batch);
 

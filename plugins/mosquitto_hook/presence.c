@@ -3,15 +3,16 @@
 
 #include "log.h"
 
-static bool is_sidecar(const struct hook *hook, const struct client *client)
+bool presence_is_sidecar(const struct hook *hook, const struct client *client)
 {
-	return client->context == hook->sidecar;
+	/* By its id: at a takeover there are two connections of it. */
+	return strcmp(client->id, hook->options.sidecar_client_id) == 0;
 }
 
 static void let_in(struct hook *hook, struct client *client)
 {
 	clients_let_in(&hook->clients, client);
-	if (!is_sidecar(hook, client))
+	if (!presence_is_sidecar(hook, client))
 		events_connected(&hook->events, client);
 }
 
@@ -56,7 +57,7 @@ static const char *reason_text(const struct client *client, int reason)
 
 static void forget(struct hook *hook, struct client *client, int reason)
 {
-	if (client->online && !is_sidecar(hook, client))
+	if (client->online && !presence_is_sidecar(hook, client))
 		events_gone(&hook->events, client, reason == GONE_CLEAN && !client->kicked, reason_text(client, reason));
 	clients_remove(&hook->clients, client);
 }

@@ -290,3 +290,5 @@ async def test_a_sidecar_that_comes_again_takes_over(broker: Mosquitto, sidecar:
         await device.drop()
         await again.client.drop()
     await sidecar.client.wait_closed()
+    # Nothing is told of the sidecar's own connections.
+    assert {event["clientId"] for event in broker.events()} == {"", "dev-1"}
