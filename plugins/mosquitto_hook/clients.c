@@ -70,7 +70,7 @@ struct client *clients_add(struct clients *clients, const void *context, const c
 	if (!client)
 		return NULL;
 	*client = (struct client){.context = context, .id = strdup(id), .address = strdup(address ? address : ""),
-		.number = ++clients->last_number, .connected_us = machine_now_us(), .clean_session = clean_session};
+		.number = ++clients->last_number, .clean_session = clean_session};
 	if (!client->id || !client->address) {
 		free_client(client);
 		return NULL;
@@ -98,6 +98,7 @@ static void answered(struct clients *clients, struct client *client)
 void clients_let_in(struct clients *clients, struct client *client)
 {
 	answered(clients, client);
+	client->connected_us = machine_now_us();
 	client->online = true;
 }
 

@@ -12,7 +12,7 @@ struct client {
 	char *id;
 	char *address; /* IP address, or the path of a Unix socket; empty if unknown */
 	uint64_t number; /* of the connection, never given out twice in one life of the broker */
-	uint64_t connected_us;
+	uint64_t connected_us; /* when it was let in: microseconds since 1970 */
 	bool clean_session;
 	bool online; /* let in; before that it is only known to have asked */
 	bool kicked;

@@ -7,6 +7,7 @@
 #include "machine.h"
 
 #define MAX_BYTES (16u * 1024 * 1024)
+#define CONNECT "connect"
 
 static void add_json_text(struct buffer *text, const char *value)
 {
@@ -26,7 +27,8 @@ static void add_json_text(struct buffer *text, const char *value)
 /* `client` is NULL for what concerns the broker. */
 static bool write_event(struct events *events, const char *type, const struct client *client, const char *reason)
 {
-	uint64_t now = machine_now_us();
+	/* LIST gives the time of a connect too. */
+	uint64_t now = client && strcmp(type, CONNECT) == 0 ? client->connected_us : machine_now_us();
 	struct buffer *text = &events->text;
 	buffer_clear(text);
 	buffer_print(text, "{\"type\":\"%s\",\"channelId\":\"%016" PRIx64 "-%" PRIu64 "\",\"clientIp\":", type, events->epoch,
@@ -77,7 +79,7 @@ void events_open(struct events *events, const char *spool)
 
 void events_connected(struct events *events, const struct client *client)
 {
-	tell(events, "connect", client, "");
+	tell(events, CONNECT, client, "");
 }
 
 void events_gone(struct events *events, const struct client *client, bool clean, const char *reason)
