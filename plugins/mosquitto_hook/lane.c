@@ -290,22 +290,26 @@ static enum lane_result refuse(struct lane *lane, int error)
 	return no_space(error) ? LANE_FULL : LANE_FAILED;
 }
 
-/* Looks at what the reader has settled meanwhile. */
-static void refresh(struct lane *lane)
+/* Looks at what the reader has settled meanwhile. Returns why it cannot; 0 also where nothing is settled yet. */
+static int refresh(struct lane *lane)
 {
 	struct cursor cursor;
-	if (cursor_read(lane->directory, lane->chain.created_us, &cursor))
+	errno = 0;
+	if (cursor_read(lane->directory, lane->chain.created_us, &cursor)) {
 		lane->unsent = chain_unsettled(&lane->chain, &cursor);
+		return 0;
+	}
+	return errno == ENOENT ? 0 : errno;
 }
 
 /* Does what a plain append cannot: refuse, mend the tail, begin the next segment. */
 static enum lane_result make_room(struct lane *lane, size_t size)
 {
-	if (lane->unsent + size > lane->options.max_bytes)
-		refresh(lane);
+	int error = lane->unsent + size > lane->options.max_bytes ? refresh(lane) : 0;
 	if (lane->unsent + size > lane->options.max_bytes) {
-		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: %" PRIu64 " bytes are unsent, max_bytes is %" PRIu64,
-			lane->path, lane->unsent, lane->options.max_bytes);
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: %" PRIu64 " bytes are unsent, max_bytes is %" PRIu64
+			"%s%s", lane->path, lane->unsent, lane->options.max_bytes,
+			error ? "; what is sent cannot be known, cursor: " : "", error ? strerror(error) : "");
 		return LANE_FULL;
 	}
 	if (lane->next_base != 0 && !roll(lane, lane->next_base))

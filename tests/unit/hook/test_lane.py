@@ -139,6 +139,15 @@ def settle_as_the_sidecar_does(lane_path: Path, count: int) -> None:
             path.unlink()
 
 
+def test_a_cursor_that_cannot_be_read_is_in_the_text(lane_path: Path, driver: Driver) -> None:
+    driver.be(MACHINE)
+    driver.open(lane_path, max_bytes=1000)
+    (lane_path / "cursor").symlink_to("cursor")
+    full = str(driver.many(99, 100))
+    assert full.startswith("full")
+    assert full.endswith("what is sent cannot be known, cursor: Too many levels of symbolic links")
+
+
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_many_messages(durability: str, lane_path: Path, driver: Driver) -> None:
     driver.be(MACHINE)
