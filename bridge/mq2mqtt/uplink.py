@@ -19,9 +19,8 @@ from mq2mqtt.errors import BridgeError, LaneError, LinkError, MessageRejectedErr
 from mq2mqtt.link import Queue, RocketLink
 from mq2mqtt.mapping import OutboundMapper
 from mq2mqtt.message import RocketBatch
-from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
-from mq2mqtt.spool.reader import MAX_AHEAD, Entry, LaneReader
+from mq2mqtt.spool.reader import MAX_AHEAD, Entry, LaneReader, ReadableLane
 from mq2mqtt.telemetry import RuleTelemetry, Trouble
 
 __all__ = ["Uplink"]
@@ -69,7 +68,7 @@ class Uplink:
         *,
         target: str,
         node: str,
-        lane: Lane,
+        lane: ReadableLane,
         reader: LaneReader,
         parked: ParkedStore,
         link: RocketLink,

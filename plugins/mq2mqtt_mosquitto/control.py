@@ -6,7 +6,7 @@ shares. All integers are little-endian.
 
 import struct
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from itertools import accumulate
@@ -295,7 +295,7 @@ def _stats(body: bytes, count: int) -> Stats:
     return Stats(counters)
 
 
-_DECODERS: Final = {
+_DECODERS: Final[dict[int, Callable[[bytes, int], Answer]]] = {
     AnswerKind.WELCOME: _welcome,
     AnswerKind.RESULTS: _results,
     AnswerKind.TABLE: _table,

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from mq2mqtt.errors import LaneError
-from mq2mqtt.spool.files import map_errors
+from mq2mqtt.spool.files import map_errors, open_file
 
 __all__ = ["CURSOR_NAME", "CursorFile", "Head", "read_cursor"]
 
@@ -81,7 +81,7 @@ class CursorFile:
         self._created_us = created_us
         self._slot = 0
         with map_errors(self._path, "open"):
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = open_file(self._path, os.O_RDWR | os.O_CREAT)
 
     def store(self, head: Head) -> None:
         """Write `head` over the older slot.

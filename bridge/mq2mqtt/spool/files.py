@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from mq2mqtt.errors import LaneError, LaneLockedError
 
-__all__ = ["FileLock", "make_directory", "map_errors", "replace_file", "sync_directory"]
+__all__ = ["FileLock", "make_directory", "map_errors", "open_file", "replace_file", "sync_directory"]
 
 
 @contextlib.contextmanager
@@ -44,6 +45,21 @@ def make_directory(path: Path, *, mode: int = 0o777) -> None:
     sync_directory(path.parent)
 
 
+def open_file(path: Path, flags: int) -> int:
+    """Open a file of a lane. One that is made is the owner's, and the group's too if the directory is.
+
+    Where another program writes the lane, as another user, the two have a group in common: the directory says so.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    if flags & os.O_CREAT and path.parent.stat().st_mode & stat.S_IWGRP:
+        mode = os.fstat(descriptor).st_mode
+        if not mode & stat.S_IWGRP:
+            # Whoever made it has done so: it is ours unless it is all right already.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(descriptor, 0o660)
+    return descriptor
+
+
 def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
     """Give `path` new content at once: a reader, or a start after `kill -9`, sees the old or the new one.
 
@@ -51,7 +67,7 @@ def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -77,7 +93,7 @@ class FileLock:
             LaneError: the file cannot be used.
         """
         with map_errors(path, "open"):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = open_file(path, os.O_RDWR | os.O_CREAT)
         try:
             with map_errors(path, "lock"):
                 self._take(path, role)

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn, Self
 
 from loguru import logger
 
-from mq2mqtt.errors import FrameTooLargeError, LaneCorruptError, LaneError, LaneFullError
+from mq2mqtt.errors import FrameTooLargeError, LaneError, LaneFullError
 from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.commit import GroupCommit
 from mq2mqtt.spool.cursor import Head, read_cursor
-from mq2mqtt.spool.files import FileLock, make_directory, map_errors, sync_directory
+from mq2mqtt.spool.files import FileLock, make_directory, map_errors, open_file, sync_directory
 from mq2mqtt.spool.info import LaneInfo, read_info, write_info
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.recovery import (
     WRITER_LOCK,
     Chain,
+    accepted_us_at,
     base_of,
     created_us_of,
     find_head,
@@ -221,18 +222,7 @@ class Lane:
         if not self.messages:
             return None
         if self._head_time is None or self._head_time[0] != self.head:
-            segment, position = (
-                next(found for found in self.segments() if found.base == self.head.segment),
-                self.head.position,
-            )
-            while position >= segment.size and segment.next is not None:
-                segment, position = segment.next, HEADER_BYTES
-            with map_errors(segment.path, "read"), segment.path.open("rb") as file:
-                file.seek(position)
-                header = file.read(codec.HEADER_BYTES)
-            if len(header) < codec.HEADER_BYTES:
-                raise LaneCorruptError(f"{segment.path}: ends before the oldest message, at byte {position}")
-            self._head_time = (self.head, codec.accepted_us_of(header))
+            self._head_time = (self.head, accepted_us_at(self.segments(), self.head))
         return self._head_time[1]
 
     def segments(self) -> list[Segment]:
@@ -370,7 +360,7 @@ class Lane:
             previous.size if previous else 0,
             self._machine.boot_id,
         ).pack()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
         try:
             if os.write(descriptor, header) != len(header):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))  # noqa: TRY301 - one way out
@@ -394,6 +384,14 @@ class Lane:
     def watch(self, wake: Callable[[], None] | None) -> None:
         """Have `wake` called at every append from now on."""
         self._wake_reader = wake
+
+    def look(self) -> bool:
+        """Look for what was appended: never anything that `last` does not say already."""
+        return False
+
+    def unfinished(self, segment: Segment, position: int, *, problem: str | None) -> bool:  # noqa: ARG002 - as `look`
+        """Whether what stands at `position` may become a whole frame: only whole ones are told."""
+        return False
 
     def settled(self, head: Head, *, messages: int, size: int) -> None:
         """Note that `messages` more are settled, and that the head moved over `size` bytes of frames to `head`."""

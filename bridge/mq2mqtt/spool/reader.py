@@ -1,15 +1,15 @@
 """The reading end of a lane: sequential reading ahead of the cursor, settling in any order, waiting without polling.
 
-The writer is in the same process: `Lane` says how far each file may be read, so nothing half-written is ever seen.
-A writer in another process would need its own source of that knowledge, where this one uses `Segment.size` and
-`Lane.watch`.
+Where the writer is in the same process, `Lane` says how far each file may be read, and nothing half-written is ever
+seen. With a writer in another one, `FollowedLane` finds that out as the reader comes to the end of what is known.
 """
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
 
 from loguru import logger
 
@@ -18,11 +18,11 @@ from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.cursor import CursorFile, Head
 from mq2mqtt.spool.files import FileLock, map_errors
 from mq2mqtt.spool.frame import Frame
-from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.info import LaneInfo
 from mq2mqtt.spool.recovery import READER_LOCK
 from mq2mqtt.spool.segment import HEADER_BYTES, Segment
 
-__all__ = ["MAX_AHEAD", "Entry", "LaneReader"]
+__all__ = ["MAX_AHEAD", "Entry", "LaneReader", "ReadableLane"]
 
 MAX_AHEAD: Final = 10_000
 """Messages that are read and not settled, at most (design section 2)."""
@@ -35,6 +35,44 @@ class Entry(NamedTuple):
 
     offset: int
     frame: Frame
+
+
+class ReadableLane(Protocol):
+    """What a reader needs of its lane, whoever writes it."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+
+    @property
+    def info(self) -> LaneInfo:
+        """What `lane.json` says."""
+
+    @property
+    def head(self) -> Head:
+        """Where the oldest unsettled message is, or the next one will be."""
+
+    def segments(self) -> list[Segment]:
+        """Return the segment files, oldest first. They grow, and are linked to new ones, while they are read."""
+
+    def look(self) -> bool:
+        """Look for more behind the last segment's end as it is known; return whether there is any.
+
+        Raises:
+            LaneError: a file is damaged or cannot be read.
+        """
+
+    def unfinished(self, segment: Segment, position: int, *, problem: str | None) -> bool:
+        """Whether what stands at `position`, no whole frame, may become one; if so, it is hidden until it changed.
+
+        `problem` is what is wrong with it besides being cut off.
+        """
+
+    def watch(self, wake: Callable[[], None] | None) -> None:
+        """Have `wake` called from now on when there is more to read than was found at the last look."""
+
+    def settled(self, head: Head, *, messages: int, size: int) -> None:
+        """Note that `messages` more are settled, and that the head moved over `size` bytes of frames to `head`."""
 
 
 class _Run(NamedTuple):
@@ -53,7 +91,7 @@ class _Run(NamedTuple):
 class LaneReader:
     """Reads a lane from its cursor on. A lane has one reader."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: ReadableLane) -> None:
         """Lock the reading end and start at the cursor.
 
         Raises:
@@ -114,12 +152,15 @@ class LaneReader:
             try:
                 if not self._advance():
                     break
-                frames, size = self._decode(wanted, max_bytes, required=not entries)
+                decoded = self._decode(wanted, max_bytes, required=not entries)
             except LaneError:
                 if entries:
                     # What is sound goes first; the next call meets the damage again.
                     break
                 raise
+            if decoded is None:
+                continue
+            frames, size = decoded
             if not frames:
                 break
             first = self._runs[-1].first
@@ -134,6 +175,8 @@ class LaneReader:
             following = self._segment.next
             if following is None:
                 self._buffer = b""
+                if self._lane.look():
+                    continue
                 return False
             if self._next != self._segment.end:
                 raise LaneCorruptError(
@@ -144,8 +187,11 @@ class LaneReader:
             self._segment, self._byte, self._next = following, HEADER_BYTES, following.base
         return True
 
-    def _decode(self, wanted: int, max_bytes: int, *, required: bool) -> tuple[list[Frame], int]:
-        """Decode what the buffer holds, refilled if that is nothing whole; a frame over `max_bytes` if `required`."""
+    def _decode(self, wanted: int, max_bytes: int, *, required: bool) -> tuple[list[Frame], int] | None:
+        """Decode what the buffer holds, refilled if that is nothing whole; a frame over `max_bytes` if `required`.
+
+        Returns `None` when the writer is still at the next frame.
+        """
         for fill in (False, True):
             if fill:
                 self._fill()
@@ -162,11 +208,13 @@ class LaneReader:
                 self._next = past
                 self._byte = self._buffer_at + ends[-1]
                 return frames, ends[-1] - start
-        raise self._damage()
+        problem = codec.problem_at(self._buffer, 0)
+        if self._lane.unfinished(self._segment, self._byte, problem=problem):
+            return None
+        raise self._damage(problem or "frame cut off")
 
-    def _damage(self) -> LaneCorruptError:
+    def _damage(self, problem: str) -> LaneCorruptError:
         path, byte = self._segment.path, self._byte
-        problem = codec.problem_at(self._buffer, 0) or "frame cut off"
         way_out = (
             # It is being written: what is accepted from now on would go into a file that was moved away.
             f"stop the bridge and cut it there to give up what follows: truncate -s {byte} {path}"

@@ -21,6 +21,7 @@ __all__ = [
     "READER_LOCK",
     "WRITER_LOCK",
     "Chain",
+    "accepted_us_at",
     "base_of",
     "created_us_of",
     "find_head",
@@ -367,3 +368,21 @@ def unsettled(segments: Iterable[Segment], head: Head) -> tuple[int, int]:
             messages += segment.end - segment.base
             size += segment.size - HEADER_BYTES
     return messages, size
+
+
+def accepted_us_at(segments: Iterable[Segment], head: Head) -> int:
+    """Return when the message at `head` was accepted; there is one.
+
+    Raises:
+        LaneCorruptError: the file ends before it.
+        LaneError: it cannot be read.
+    """
+    segment, position = next(found for found in segments if found.base == head.segment), head.position
+    while position >= segment.size and segment.next is not None:
+        segment, position = segment.next, HEADER_BYTES
+    with map_errors(segment.path, "read"), segment.path.open("rb") as file:
+        file.seek(position)
+        header = file.read(codec.HEADER_BYTES)
+    if len(header) < codec.HEADER_BYTES:
+        raise LaneCorruptError(f"{segment.path}: ends before the oldest message, at byte {position}")
+    return codec.accepted_us_of(header)
