@@ -73,6 +73,7 @@ class Downlink:
             self.rule.source, self.group, tags=self.rule.tags, start=ConsumeFrom(self.rule.start)
         )
         self._subscription, self._unreadable = subscription, 0
+        await self._host.available()
         async for batch in subscription:
             self._telemetry.outcomes["received"] += len(batch)
             self._telemetry.in_flight += len(batch)
@@ -80,6 +81,7 @@ class Downlink:
                 self._take(subscription, message)
             # A batch is written in one go; other connections get their turn before the next.
             await asyncio.sleep(0)
+            await self._host.available()
 
     def _take(self, subscription: Subscription, message: ReceivedMessage) -> None:
         """Settle `message` one way or another, whatever it holds."""
@@ -102,6 +104,8 @@ class Downlink:
         settled = partial(self._settled, subscription, message)
         handed = partial(self._telemetry.handed, message.born_ms)
         if inbound.p2p_target is None:
+            if inbound.shown_topic is not None and not self._host.shows_topics:
+                self._telemetry.invalid_properties["mqttRealTopic"] += 1
             self._host.publish(inbound.message, settled, shown_topic=inbound.shown_topic, handed=handed)
         elif self._host.is_online(inbound.p2p_target):
             self._host.deliver(inbound.p2p_target, inbound.message, settled, handed=handed)

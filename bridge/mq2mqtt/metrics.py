@@ -86,6 +86,7 @@ _REASONS = {
     DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",
     DropReason.OFFLINE_NOT_BUILT: "the client is away, and this version keeps nothing for clients that are away",
     DropReason.PARKING_FULL: "a parked message made room for a newer one, or the disk had no room for it",
+    DropReason.HOST_REFUSED: "downlink: the broker refused to take it; the log says why",
     DropReason.UNREADABLE: "downlink: cannot be decoded: compressed wrongly, properties that are not UTF-8",
 }
 _INTRODUCTION = (

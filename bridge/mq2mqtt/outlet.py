@@ -6,10 +6,10 @@ from pathlib import Path
 from loguru import logger
 
 from mq2mqtt.errors import LaneError
-from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.settings import SpoolSettings
 from mq2mqtt.spool.files import map_errors
+from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.info import INFO_NAME, read_info
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
@@ -22,31 +22,31 @@ __all__ = ["Outlet", "is_lane"]
 
 
 class Outlet:
-    """Owns the directory `spool/<rule id>/`. `intake` gets the lane to append to.
+    """Owns the directory `spool/<rule id>/`, and `lane`: its own to write too, or followed.
 
     Raises:
-        LaneError: the lane cannot be used, or another process uses it; the text names the file.
+        LaneError: the lane cannot be read, or another process reads it; the text names the file.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
-        path: Path,
+        lane: Lane | FollowedLane,
         *,
         target: str,
         node: str,
         spool: SpoolSettings,
         link: RocketLink,
         telemetry: RuleTelemetry,
-        intake: LaneIntake,
     ) -> None:
         self._telemetry = telemetry
-        self._lane = Lane.open(path, max_bytes=spool.max_bytes, target=target, durability=spool.durability)
+        self._lane = lane
         try:
             self._reader = LaneReader(self._lane)
-            self._parked = ParkedStore(path, max_bytes=spool.max_bytes, durability=spool.durability)
+            self._parked = ParkedStore(lane.path, max_bytes=spool.max_bytes, durability=spool.durability)
         except BaseException:
             self._lane.close()
             raise
+        self._accepted_before = telemetry.outcomes["accepted"]
         telemetry.outcomes["accepted"] += self._lane.messages
         self._note_fails = False
         self._age_fails = False
@@ -60,12 +60,10 @@ class Outlet:
             telemetry=telemetry,
         )
 
-        intake.attach(self._lane)
-
     @property
     def is_empty(self) -> bool:
-        """Whether RocketMQ has all that the lane took."""
-        return not self._lane.messages
+        """Whether RocketMQ has all that the lane took, and nobody else writes it."""
+        return not self._lane.messages and self._lane.is_released()
 
     def retarget(self, target: str) -> None:
         """Send to another RocketMQ topic from now on, also what waits."""
@@ -85,6 +83,9 @@ class Outlet:
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
+        if isinstance(self._lane, FollowedLane):
+            # Nobody here accepts anything: what has come is seen.
+            self._telemetry.outcomes["accepted"] = self._accepted_before + self._lane.taken
         self._telemetry.lane_messages = self._lane.messages
         self._telemetry.lane_bytes = self._lane.unsent_bytes
         self._telemetry.lane_limit_bytes = self._lane.max_bytes
@@ -111,8 +112,11 @@ class Outlet:
         Raises:
             LaneError: the directory cannot be changed.
         """
-        self.close()
-        _delete_lane(self._lane.path)
+        try:
+            # With the locks held: another process may wait to write here.
+            _delete_lane(self._lane.path)
+        finally:
+            self.close()
 
 
 def is_lane(path: Path) -> bool:

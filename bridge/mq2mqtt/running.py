@@ -46,7 +46,8 @@ class RunningRules:
         )
         spool = place.settings.spool.path
         with map_errors(spool, "read"):
-            paths = sorted(path for path in spool.iterdir() if path.is_dir())
+            # Names that no rule has are a host's own.
+            paths = sorted(path for path in spool.iterdir() if path.is_dir() and not path.name.startswith("."))
         for path in paths:
             try:
                 info = read_info(path)
@@ -68,6 +69,8 @@ class RunningRules:
         diff = self._rules.diff(rules)
         self._rules = rules
         before, self._successors = self._successors, {}
+        if self._place.writer is not None:
+            self._place.writer.go_by(rules)
         for rule_id, worker in self._workers.items():
             rule = rules.get(rule_id)
             if rule is not None and not worker.fits(rule):
@@ -190,9 +193,14 @@ class RunningRules:
 
     async def watch(self) -> None:
         """Look after what has no event; call it about once a second."""
+        problem = self._place.host.problem
         for worker in self._workers.values():
             with _guarded(worker):
                 worker.watch()
+                if problem is None:
+                    worker.telemetry.rule_up(Trouble.HOST)
+                else:
+                    worker.telemetry.rule_down(Trouble.HOST, problem)
         for _ in self._tidy_up():
             await asyncio.sleep(0)
 

@@ -53,6 +53,7 @@ class Trouble(StrEnum):
     LANE = "lane"
     GROUP = "group"
     PREDECESSOR = "predecessor"
+    HOST = "host"
 
 
 class Histogram:
@@ -117,8 +118,9 @@ class RuleTelemetry:
 
     def begin(self) -> None:
         """The rule is at work from now on; it is down until RocketMQ has answered."""
-        lane = self._troubles.get(Trouble.LANE)
-        self._troubles = {Trouble.LINK: _UNPROVEN} | ({} if lane is None else {Trouble.LANE: lane})
+        # Those of RocketMQ's side are proven anew.
+        others = {source: reason for source, reason in self._troubles.items() if source in (Trouble.LANE, Trouble.HOST)}
+        self._troubles = {Trouble.LINK: _UNPROVEN} | others
         if self.state is not RuleState.DOWN:
             self.state, self.since = RuleState.DOWN, time.time()
         self.reason = self._listed_troubles()

@@ -9,12 +9,14 @@ from loguru import logger
 
 from mq2mqtt.downlink import Downlink
 from mq2mqtt.errors import LaneError
-from mq2mqtt.host import MqttHost
+from mq2mqtt.host import LaneWriter, MqttHost
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.outlet import Outlet, is_lane
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, StatusRule
 from mq2mqtt.settings import Settings
+from mq2mqtt.spool.follower import FollowedLane
+from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.telemetry import RuleState, RuleTelemetry, Trouble
 
@@ -30,6 +32,8 @@ class Workplace:
     settings: Settings
     host: MqttHost
     link: RocketLink
+    writer: LaneWriter | None = None
+    """Who writes the lanes of outbound rules, if not this process."""
 
     def directory(self, rule_id: str) -> Path:
         """Return `spool/<rule id>`."""
@@ -148,19 +152,32 @@ class OutboundWorker(Worker):
             if not self._enabled and not is_lane(self._path):
                 self._has_no_lane = True
                 return
+            lane = self._open_lane()
+            if lane is None:
+                self.telemetry.rule_down(Trouble.LANE, "the broker has not begun this rule's lane yet")
+                return
             self._outlet = Outlet(
-                self._path,
+                lane,
                 target=self._target,
                 node=self._place.settings.node,
                 spool=self._place.settings.spool,
                 link=self._place.link,
                 telemetry=self.telemetry,
-                intake=self.intake,
             )
         except LaneError as error:
             self.intake.refuse(str(error))
             raise
+        if isinstance(lane, Lane):
+            self.intake.attach(lane)
+        self.telemetry.rule_up(Trouble.LANE)
         self._opened.set()
+
+    def _open_lane(self) -> Lane | FollowedLane | None:
+        """Return the lane; `None` when another process is to write it and has not begun."""
+        spool, writer = self._place.settings.spool, self._place.writer
+        if writer is None:
+            return Lane.open(self._path, max_bytes=spool.max_bytes, target=self._target, durability=spool.durability)
+        return FollowedLane.open(self._path, max_bytes=spool.max_bytes, target=self._target, watcher=writer.watcher)
 
     async def run(self) -> None:
         """See `Worker.run`."""

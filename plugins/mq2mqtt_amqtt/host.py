@@ -59,6 +59,18 @@ class AmqttHost:
         """How many clients are connected now."""
         return len(self._lifecycle.online)
 
+    @property
+    def problem(self) -> None:
+        """It is in this process."""
+
+    @property
+    def shows_topics(self) -> bool:
+        """Each receiver is addressed on its own."""
+        return True
+
+    async def available(self) -> None:
+        """See `mq2mqtt.host.MqttHost.available`: each connection has a bound of its own."""
+
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""
         return client_id in self._lifecycle.online

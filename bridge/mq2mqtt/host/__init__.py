@@ -9,12 +9,15 @@ from enum import StrEnum
 from typing import Protocol
 
 from mq2mqtt.message import ClientEvent, MqttMessage
+from mq2mqtt.rules import RuleSet
+from mq2mqtt.spool.watching import Watcher
 
 __all__ = [
     "DELIVERY_TIMEOUT",
     "Delivery",
     "DropReason",
     "Intake",
+    "LaneWriter",
     "MqttHost",
     "Outcome",
     "Settled",
@@ -43,6 +46,7 @@ class DropReason(StrEnum):
     TOO_LARGE = "too_large"
     PARKING_FULL = "parking_full"
     UNREADABLE = "unreadable"
+    HOST_REFUSED = "host_refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,20 @@ class MqttHost(Protocol):
     def connected_clients(self) -> int:
         """How many clients are connected now."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why the broker cannot be reached, for an operator; `None` when it can."""
+
+    @property
+    def shows_topics(self) -> bool:
+        """Whether `publish` can show receivers another topic (`shown_topic`)."""
+
+    async def available(self) -> None:
+        """Return when it takes messages: at once, unless it cannot be reached or has too many to deliver already.
+
+        What is given to it meanwhile waits, and is settled only when the broker has been reached.
+        """
+
     def publish(
         self,
         message: MqttMessage,
@@ -102,6 +120,17 @@ class MqttHost(Protocol):
 
     async def kick(self, client_id: str) -> None:
         """Close the client's connection, if it has one."""
+
+
+class LaneWriter(Protocol):
+    """A host that writes the lanes of outbound rules in a process of its own; the bridge only reads them."""
+
+    @property
+    def watcher(self) -> Watcher:
+        """Where followed lanes get their news from."""
+
+    def go_by(self, rules: RuleSet) -> None:
+        """Let the writer know these rules: now, or when it can be reached."""
 
 
 @dataclass(frozen=True, slots=True)

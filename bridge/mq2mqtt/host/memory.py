@@ -1,5 +1,6 @@
 """An `MqttHost` without a network: for tests and dry runs."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,10 @@ class MemoryHost:
 
     def __init__(self) -> None:
         self.intake: Intake | None = None
+        self.problem: str | None = None
+        self.shows_topics = True
+        self._reachable = asyncio.Event()
+        self._reachable.set()
         self._clients: dict[str, MemoryClient] = {}
         self._away: dict[str, MemoryClient] = {}
         self._channels = 0
@@ -39,6 +44,20 @@ class MemoryHost:
     def connected_clients(self) -> int:
         """How many clients are connected now."""
         return len(self._clients)
+
+    def go_away(self, problem: str) -> None:
+        """Be out of reach from now on."""
+        self.problem = problem
+        self._reachable.clear()
+
+    def come_back(self) -> None:
+        """Be in reach again."""
+        self.problem = None
+        self._reachable.set()
+
+    async def available(self) -> None:
+        """See `mq2mqtt.host.MqttHost.available`."""
+        await self._reachable.wait()
 
     def connect(self, client_id: str, *, clean_session: bool = True) -> MemoryClient:
         """Connect a client; the one with its client id, if there is one, is closed first."""

@@ -393,6 +393,10 @@ class Lane:
         """Whether what stands at `position` may become a whole frame: only whole ones are told."""
         return False
 
+    def is_released(self) -> bool:
+        """Whether no other process writes it: this one has the lock."""
+        return True
+
     def settled(self, head: Head, *, messages: int, size: int) -> None:
         """Note that `messages` more are settled, and that the head moved over `size` bytes of frames to `head`."""
         self.messages -= messages
