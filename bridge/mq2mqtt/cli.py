@@ -125,6 +125,21 @@ def run(
 
 
 @app.command()
+def sidecar(
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    log_level: Annotated[str, typer.Option(callback=_log_level, help=f"{_LOG_LEVELS}.")] = "INFO",
+    log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
+) -> None:
+    """Run the bridge beside Mosquitto with the hook."""
+    from mq2mqtt_mosquitto.sidecar import serve  # noqa: PLC0415 - the other commands start faster
+
+    set_up_logging(level=log_level, json=log_json)
+    loaded = settings.load(config)
+    raise typer.Exit(_run(serve(loaded, config)))
+
+
+@app.command()
 def check(
     *,
     config: ConfigOption = _DEFAULT_CONFIG,

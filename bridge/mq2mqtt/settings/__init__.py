@@ -125,15 +125,27 @@ class HostSettings(Section):
     """The MQTT broker that `mq2mqtt sidecar` works for."""
 
     type: Literal["mosquitto", "mqtt"] = Field(
-        default="mosquitto", description="`mosquitto` with the hook, or `mqtt` for any MQTT 5 broker."
+        default="mosquitto",
+        description="`mosquitto` with the hook, or `mqtt` for any MQTT 5 broker. Only `mosquitto` is available yet.",
     )
     url: HostUrl = Field(
         default="mqtt://127.0.0.1:1883",
         description="The broker: `mqtt://HOST:PORT`, `mqtts://HOST:PORT` or `unix:///PATH`.",
     )
-    username: Text | None = Field(default=None, description="User name for the broker.")
-    password: Secret | None = Field(default=None, description="Its password, or `file://PATH`.")
-    token: Secret | None = Field(default=None, description="Secret shared with the hook, or `file://PATH`.")
+    client_id: Text = Field(
+        default="mq2mqtt-sidecar", description="MQTT client id of the sidecar, as the hook's `sidecar_client_id`."
+    )
+    username: Text | None = Field(
+        default=None, description="User name for the broker; with `token`, `null` is `mq2mqtt`, as the hook expects."
+    )
+    password: Secret | None = Field(
+        default=None, description="Its password, or `file://PATH`; not used where there is a `token`."
+    )
+    token: Secret | None = Field(
+        default=None,
+        description="Secret shared with the hook, as in its `token_file`, or `file://PATH`. Not needed on the Unix "
+        "socket that the hook knows.",
+    )
 
 
 class Limits(Section):
@@ -201,7 +213,7 @@ class Settings(BaseSettings):
     admin: AdminSettings = Field(default_factory=AdminSettings, description="The admin port.")
     host: HostSettings = Field(
         default_factory=HostSettings,
-        description="The broker of `mq2mqtt sidecar`. For later parts; nothing uses it yet.",
+        description="The broker of `mq2mqtt sidecar`.",
     )
     limits: Limits = Field(
         default_factory=Limits,

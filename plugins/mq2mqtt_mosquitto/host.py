@@ -1,0 +1,218 @@
+"""`MqttHost` over the hook in Mosquitto: files up, one MQTT connection down."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from zlib import crc32
+
+from loguru import logger
+
+from mq2mqtt.errors import LaneError
+from mq2mqtt.host import Delivery, DropReason, Intake, Outcome, Settled
+from mq2mqtt.message import ClientEvent, MqttMessage
+from mq2mqtt.rules import RuleSet
+from mq2mqtt.settings import Settings
+from mq2mqtt.spool.follower import FollowedLane
+from mq2mqtt.spool.properties import encode_properties
+from mq2mqtt.spool.reader import LaneReader
+from mq2mqtt.spool.watching import Watcher
+from mq2mqtt_mosquitto.control import OperationCode, Result, Stats, encode_operation
+from mq2mqtt_mosquitto.deliveries import Deliveries
+from mq2mqtt_mosquitto.presence import Presence
+from mq2mqtt_mosquitto.session import Session
+from mq2mqtt_mosquitto.table import lane_table
+
+__all__ = ["MosquittoHost"]
+
+EVENTS_LANE = ".clients"
+_EVENTS_BYTES = 16 * 1024 * 1024
+_EVENTS_STEP = 256
+_LOOK_SECONDS = 1.0
+_KICK_SECONDS = 5.0
+
+_DELIVERIES = {
+    Result.DELIVERED: Delivery(Outcome.DELIVERED),
+    Result.NO_SUBSCRIBER: Delivery(Outcome.NO_SUBSCRIBER),
+    Result.OFFLINE: Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT),
+    Result.REFUSED: Delivery(Outcome.DROPPED, DropReason.HOST_REFUSED),
+}
+
+
+class MosquittoHost:
+    """Implements `mq2mqtt.host.MqttHost` and `mq2mqtt.host.LaneWriter`. `intake` is where client events go.
+
+    `delivered` means: handed to Mosquitto for a client that is connected, or, for a topic, whose session it keeps. The
+    device's PUBACK is Mosquitto's, which nobody else sees.
+    """
+
+    shows_topics = False
+    """Mosquitto hands every receiver the topic that the message is published to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.intake: Intake | None = None
+        self.watcher = Watcher()
+        self._table = b""
+        self._deliveries = Deliveries()
+        self._presence = Presence(tell=self._told, ask=self._ask_for_list)
+        self._came_or_went = asyncio.Event()
+        self._session = Session(settings, self._deliveries, self._presence)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # What the bridge asks.
+
+    @property
+    def connected_clients(self) -> int:
+        """How many clients are connected now."""
+        return len(self._presence.online)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the hook cannot be reached; `None` when it can."""
+        return self._session.problem
+
+    @property
+    def stats(self) -> Stats:
+        """The hook's counters as it told them last."""
+        return self._session.stats
+
+    async def available(self) -> None:
+        """See `mq2mqtt.host.MqttHost.available`."""
+        await self._session.reached.wait()
+        await self._deliveries.room()
+
+    def is_online(self, client_id: str) -> bool:
+        """Whether `client_id` has a live connection."""
+        return client_id in self._presence.online
+
+    def publish(
+        self,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        shown_topic: str | None = None,  # noqa: ARG002 - see `shows_topics`
+        handed: Callable[[], None],
+    ) -> None:
+        """See `mq2mqtt.host.MqttHost.publish`; `handed` is called once, however many receivers there are."""
+        self._hand(OperationCode.PUBLISH, "", message, settled, handed)
+
+    def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
+        """See `mq2mqtt.host.MqttHost.deliver`."""
+        self._hand(OperationCode.DELIVER, client_id, message, settled, handed)
+
+    def _hand(
+        self, code: OperationCode, client_id: str, message: MqttMessage, settled: Settled, handed: Callable[[], None]
+    ) -> None:
+        try:
+            operation = encode_operation(
+                code,
+                client_id=client_id,
+                topic=message.topic,
+                qos=message.qos,
+                properties=encode_properties(message.properties) if message.properties is not None else b"",
+                payload=message.payload,
+            )
+        except ValueError:
+            settled(Delivery(Outcome.DROPPED, DropReason.TOO_LARGE))
+            return
+        self._deliveries.add(operation, partial(_done, settled, handed))
+
+    async def kick(self, client_id: str) -> None:
+        """Close the client's connection, if it has one; returns when it is gone, or after `_KICK_SECONDS`."""
+        client = self._presence.online.get(client_id)
+        if client is None:
+            return
+        self._deliveries.add(encode_operation(OperationCode.KICK, client_id=client_id), _ignore)
+        deadline = asyncio.get_running_loop().time() + _KICK_SECONDS
+        while self._presence.online.get(client_id) == client:
+            self._came_or_went.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._came_or_went.wait()
+            except TimeoutError:
+                return
+
+    def go_by(self, rules: RuleSet) -> None:
+        """See `mq2mqtt.host.LaneWriter.go_by`."""
+        table = lane_table(self._settings, rules)
+        if table != self._table:
+            self._table = table
+            self._session.go_by(table, crc32(table), parents=[rule.source for rule in rules if rule.type == "outbound"])
+
+    # Its life.
+
+    def start(self) -> None:
+        """Connect, and stay connected; read the hook's events."""
+        self._tasks = [
+            asyncio.create_task(self._session.run(), name="mq2mqtt.mosquitto.session"),
+            asyncio.create_task(self._follow_events(), name="mq2mqtt.mosquitto.events"),
+        ]
+
+    async def stop(self) -> None:
+        """Close the connection and stop reading. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self.watcher.close()
+
+    def _ask_for_list(self) -> None:
+        self._session.ask_for_list()
+
+    def _told(self, event: ClientEvent) -> None:
+        self._came_or_went.set()
+        if self.intake is not None:
+            self.intake.on_client_event(event)
+
+    async def _follow_events(self) -> None:
+        path = self._settings.spool.path / EVENTS_LANE
+        complained = False
+        while True:
+            try:
+                await self._read_events(path)
+            except LaneError as error:
+                if not complained:
+                    logger.error("client events cannot be read: {}", error)
+                complained = True
+            except Exception:  # noqa: BLE001 - a task's top edge: presence must go on
+                logger.exception("unexpected error with client events, going on")
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _read_events(self, path: Path) -> None:
+        """Read until something is wrong; return while the hook has not begun."""
+        lane = FollowedLane.open(path, max_bytes=_EVENTS_BYTES, target="", watcher=self.watcher)
+        if lane is None:
+            return
+        try:
+            reader = LaneReader(lane)
+            try:
+                while True:
+                    entries = reader.read(max_messages=_EVENTS_STEP)
+                    for entry in entries:
+                        self._presence.take(entry.offset, entry.frame)
+                    reader.settle([entry.offset for entry in entries])
+                    await (asyncio.sleep(0) if entries else _wait(reader))
+            finally:
+                reader.close()
+        finally:
+            lane.close()
+
+
+async def _wait(reader: LaneReader) -> None:
+    """Wait for news, and no longer than until it is time to look without."""
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            await reader.wait()
+    except TimeoutError:
+        pass
+
+
+def _done(settled: Settled, handed: Callable[[], None], result: Result) -> None:
+    if result is Result.DELIVERED:
+        handed()
+    settled(_DELIVERIES[result])
+
+
+def _ignore(_result: Result) -> None:
+    """Nobody waits for the outcome."""
