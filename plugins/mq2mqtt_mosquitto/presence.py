@@ -85,8 +85,10 @@ class Presence:
         self._tell(_event(ClientEventType.CONNECT, client, client.connected_ms))
 
     def _gone(self, client: ConnectedClient, kind: ClientEventType, time_ms: int) -> None:
+        """A DISCONNECT is told as one, and then, as every end of a connection, that it is closed."""
         del self.online[client.client_id]
-        self._tell(_event(kind, client, time_ms))
+        for told in dict.fromkeys((kind, ClientEventType.TCPCLEAN)):
+            self._tell(_event(told, client, time_ms))
 
 
 def _client(event: dict[str, Any]) -> ConnectedClient:
