@@ -16,6 +16,7 @@ from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
+from tests.new_bridge import HOSTS, choose_host
 
 MakeTopic = Callable[..., Awaitable[str]]
 """`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""
@@ -42,7 +43,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST:PORT|docker",
         help="name server that shared tests use, or `docker` for a new RocketMQ in a container; default: on the JVM",
     )
+    group.addoption(
+        "--host",
+        choices=HOSTS,
+        default=HOSTS[0],
+        help="MQTT broker that end-to-end and fault tests run the bridge with (%(default)s)",
+    )
     group.addoption("--rocketmq-version", default=DEFAULT_VERSION, help="RocketMQ that is started (%(default)s)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choose_host(config.getoption("--host"))
 
 
 @pytest.fixture(scope="session")

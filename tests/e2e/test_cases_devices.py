@@ -10,6 +10,7 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.mqtt_client import PUBCOMP, PUBREC, PUBREL, Client, ack_packet, publish_packet
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -45,7 +46,7 @@ def running(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) 
         {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": out},
         {"id": "devices-in", "type": "inbound", "source": into, "target": "devices"},
     ]
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
     with RocketPeer(rocketmq.namesrv) as peer:
         peer.create_topic(out)
         peer.create_topic(into)

@@ -10,6 +10,7 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.mqtt_client import Client, Message
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -34,7 +35,7 @@ def world(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) ->
         {"id": "cyrillic-out", "type": "outbound", "source": "датчики", "target": out},
         {"id": "mapping-in", "type": "inbound", "source": into, "target": "devices"},
     ]
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
     with RocketPeer(rocketmq.namesrv) as peer:
         peer.create_topic(out)
         peer.create_topic(into)

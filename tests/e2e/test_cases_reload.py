@@ -11,6 +11,7 @@ from mq2mqtt.message import ReceivedMessage
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stock_amqtt import StockAmqtt
 from tests.stream import Stream
@@ -160,7 +161,7 @@ def test_an_inbound_rule_changes_its_tag_source_and_target_and_rests(
     for topic in (first, second):
         peer.create_topic(topic)
     rule: dict[str, Any] = {"id": "commands", "type": "inbound", "source": first, "target": "devices"}
-    bridge = BridgeProcess(tmp_path, namesrv=rocketmq.namesrv, rules=[rule])
+    bridge = new_bridge(tmp_path, namesrv=rocketmq.namesrv, rules=[rule])
     bridge.config["node"] = _name()
     bridge.start()
 
@@ -211,7 +212,7 @@ def test_an_inbound_rule_changes_its_tag_source_and_target_and_rests(
 
 def test_devices_that_wait_for_a_full_lane_are_let_go_with_its_rule(rocketmq: SharedRocketMQ, tmp_path: Path) -> None:
     rule = _outbound("full", "full", _name())  # into a topic that does not exist
-    bridge = BridgeProcess(tmp_path, namesrv=rocketmq.namesrv, rules=[rule])
+    bridge = new_bridge(tmp_path, namesrv=rocketmq.namesrv, rules=[rule])
     bridge.config["spool"]["max_bytes"] = "64KiB"
     bridge.start(ready=False)
     with Device(bridge.mqtt_port, "device") as device:
@@ -227,7 +228,7 @@ def test_devices_that_wait_for_a_full_lane_are_let_go_with_its_rule(rocketmq: Sh
 
 def test_rules_change_and_go_while_rocketmq_is_away(tmp_path: Path) -> None:
     inbound: dict[str, Any] = {"id": "commands", "type": "inbound", "source": "mq_1", "target": "devices"}
-    bridge = BridgeProcess(tmp_path, namesrv="127.0.0.1:1", rules=[_outbound("kept", "kept", "mq_2"), inbound])
+    bridge = new_bridge(tmp_path, namesrv="127.0.0.1:1", rules=[_outbound("kept", "kept", "mq_2"), inbound])
     bridge.start(ready=False)
     with Device(bridge.mqtt_port, "device") as device:
         device.publish("kept/x", b"waits", qos=1)

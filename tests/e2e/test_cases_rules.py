@@ -11,6 +11,7 @@ import pytest
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.mqtt_client import Client
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -22,7 +23,7 @@ def _name() -> str:
 
 
 def _bridge(directory: Path, rocketmq: SharedRocketMQ, *rules: dict[str, Any]) -> BridgeProcess:
-    bridge = BridgeProcess(directory, namesrv=rocketmq.namesrv, rules=list(rules))
+    bridge = new_bridge(directory, namesrv=rocketmq.namesrv, rules=list(rules))
     # A consumer group's name has the rule's id and the node in it.
     bridge.config["node"] = _name()
     return bridge

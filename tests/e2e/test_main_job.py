@@ -15,6 +15,7 @@ from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
 from tests.java_peer import JavaPeer, run_java_peer
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer, wait_for_messages
 
 pytestmark = [pytest.mark.e2e, pytest.mark.versions]
@@ -40,7 +41,7 @@ def world(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) ->
         {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": out},
         {"id": "commands-in", "type": "inbound", "source": into, "target": "devices"},
     ]
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
     with RocketPeer(rocketmq.namesrv) as peer:
         peer.create_topic(out)
         peer.create_topic(into)
@@ -258,7 +259,7 @@ def test_the_invariants_hold_when_all_is_quiet(world: World) -> None:
 
 
 def test_a_second_bridge_on_the_same_spool_is_refused(world: World, tmp_path: Path) -> None:
-    second = BridgeProcess(tmp_path, namesrv="127.0.0.1:1", rules=world.bridge.config["rules"])
+    second = new_bridge(tmp_path, namesrv="127.0.0.1:1", rules=world.bridge.config["rules"])
     second.config["spool"]["path"] = str(world.bridge.directory / "spool")
     with pytest.raises(AssertionError, match="another bridge runs on"):
         second.start()

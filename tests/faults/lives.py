@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import Client
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stream import Stream
 from tests.waiting import until
@@ -99,7 +99,7 @@ class Lives:
             {"id": "stream-out", "type": "outbound", "source": "stream", "target": self._out},
             {"id": "devices-in", "type": "inbound", "source": self._in, "target": "devices"},
         ]
-        self.bridge = BridgeProcess(directory, namesrv=rocketmq.namesrv, rules=rules)
+        self.bridge = new_bridge(directory, namesrv=rocketmq.namesrv, rules=rules)
         self.bridge.config["node"] = durability
         self.bridge.config["spool"]["durability"] = durability
         self._group = f"GID_mq2mqtt_devices-in_{durability}"

@@ -11,6 +11,7 @@ from mq2mqtt.errors import LinkError
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.device import Device
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stream import Stream
 
@@ -197,7 +198,7 @@ class Scene:
         self._traffic = traffic
         self._idle = idle
         self._peer = peer
-        self.bridge = BridgeProcess(directory, namesrv=namesrv, rules=[one.rule for one in (*traffic, *idle)])
+        self.bridge = new_bridge(directory, namesrv=namesrv, rules=[one.rule for one in (*traffic, *idle)])
         self.bridge.config["rocketmq"].update(rocketmq or {})
         # A group of its own: a broker that was paused remembers members of closed connections for 2 minutes.
         self.bridge.config["node"] = uuid.uuid4().hex[:12]

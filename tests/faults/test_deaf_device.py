@@ -12,6 +12,7 @@ from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import Client, publish_packet
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -44,7 +45,7 @@ class World:
 def running(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     into = f"in_{uuid.uuid4().hex[:12]}"
     rules: list[dict[str, Any]] = [{"id": "devices-in", "type": "inbound", "source": into, "target": "devices"}]
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
     with RocketPeer(rocketmq.namesrv) as peer:
         peer.create_topic(into, queues=1)
         bridge.start()

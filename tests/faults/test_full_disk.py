@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, wait_for
+from tests.bridge_process import wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.faults.small_disk import SmallDisk
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer, wait_for_messages
 from tests.stream import Stream
 
@@ -35,7 +36,7 @@ class World:
             {"id": "devices-in", "type": "inbound", "source": self.into, "target": "devices"},
         ]
         directory = disk.path.parent / "bridge"
-        self.bridge = BridgeProcess(directory, namesrv=rocketmq.namesrv, rules=rules)
+        self.bridge = new_bridge(directory, namesrv=rocketmq.namesrv, rules=rules)
         # Segments of two pages: the disk is also full when a segment is to be begun.
         self.bridge.config["spool"] = {"path": str(disk.path / "spool"), "max_bytes": "64KiB"}
         peer.create_topic(self.out)

@@ -14,6 +14,7 @@ from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import PINGRESP, PUBACK, PUBCOMP, PUBREC, PUBREL, Client, ack_packet, publish_packet
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stream import Stream
 from tests.tcp_proxy import TcpProxy
@@ -54,7 +55,7 @@ async def test_rocketmq_away_for_longer_than_the_lane_lasts(
         {"id": "full-out", "type": "outbound", "source": "full", "target": full},
         {"id": "other-out", "type": "outbound", "source": "other", "target": other},
     ]
-    bridge = BridgeProcess(tmp_path, namesrv=proxy.listen(rocketmq.namesrv), rules=rules)
+    bridge = new_bridge(tmp_path, namesrv=proxy.listen(rocketmq.namesrv), rules=rules)
     bridge.config["rocketmq"]["address_map"] = {rocketmq.broker_address: proxy.listen(rocketmq.broker_address)}
     bridge.config["spool"]["max_bytes"] = "64KiB"
     with RocketPeer(rocketmq.namesrv) as peer:
@@ -129,7 +130,7 @@ async def test_one_topic_missing_for_longer_than_its_lane_lasts(
         {"id": "full-out", "type": "outbound", "source": "full", "target": full},
         {"id": "other-out", "type": "outbound", "source": "other", "target": other},
     ]
-    bridge = BridgeProcess(tmp_path, namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path, namesrv=rocketmq.namesrv, rules=rules)
     bridge.config["spool"]["max_bytes"] = "64KiB"
     streams = {
         (rule, qos): Stream(bridge.mqtt_port, f"{rule}/x", rate=200, qos=qos, client_id=f"GID_{rule}@@@{qos}")

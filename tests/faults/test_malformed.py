@@ -13,6 +13,7 @@ from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import Client, connect_packet, packet, publish_packet, text
+from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stream import Stream
 from tests.waiting import until
@@ -77,7 +78,7 @@ def world(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) ->
         {"id": "stream-out", "type": "outbound", "source": "stream", "target": out},
         {"id": "devices-in", "type": "inbound", "source": into, "target": "devices"},
     ]
-    bridge = BridgeProcess(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
     with RocketPeer(rocketmq.namesrv) as peer:
         peer.create_topic(out)
         peer.create_topic(into, queues=1)
