@@ -56,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_host(config.getoption("--host"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--host") == "amqtt":
+        return
+    for item in items:
+        if (marker := item.get_closest_marker("amqtt")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"amqtt only: {marker.args[0]}"))
+
+
 @pytest.fixture(scope="session")
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Show a line although output is captured: fetching RocketMQ for the first time takes a while."""

@@ -20,6 +20,9 @@ from mq2mqtt.uplink import Uplink
 
 __all__ = ["Outlet", "is_lane"]
 
+# What is refused, and how long it was, only the writer knows.
+_FULL_PERCENT = 99
+
 
 class Outlet:
     """Owns the directory `spool/<rule id>/`, and `lane`: its own to write too, or followed.
@@ -64,6 +67,14 @@ class Outlet:
     def is_empty(self) -> bool:
         """Whether RocketMQ has all that the lane took, and nobody else writes it."""
         return not self._lane.messages and self._lane.is_released()
+
+    @property
+    def fullness(self) -> str | None:
+        """That another process's lane has no space, or hardly any; its writer refuses what does not fit."""
+        unsent, limit = self._lane.unsent_bytes, self._lane.max_bytes
+        if isinstance(self._lane, Lane) or unsent * 100 < limit * _FULL_PERCENT:
+            return None
+        return f"lane {self._lane.path}: {unsent} bytes are unsent, max_bytes is {limit}"
 
     def retarget(self, target: str) -> None:
         """Send to another RocketMQ topic from now on, also what waits."""

@@ -188,11 +188,11 @@ class RuleTelemetry:
             self.outcomes["dropped"] += count
             self.drops[DropReason.UNREADABLE] += count
 
-    def dropped(self, reason: DropReason) -> None:
-        """A publish was dropped before it became a message of this rule."""
+    def dropped(self, reason: DropReason, *, count: int = 1) -> None:
+        """Publishes were dropped before they became messages of this rule."""
         if self.drops[reason] == 0:
             logger.warning("rule {} drops messages: {} (counted from here on)", self.rule_id, reason)
-        self.drops[reason] += 1
+        self.drops[reason] += count
 
     def parked(self, where: str, reason: str, *, evicted: int) -> None:
         """A message that can never go on as it is was put aside; `where` names it for `parked show`.

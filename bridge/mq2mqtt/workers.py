@@ -193,8 +193,15 @@ class OutboundWorker(Worker):
 
     def watch(self) -> None:
         """See `Worker.watch`."""
-        if self._outlet is not None:
-            self._outlet.note_target()
+        if self._outlet is None:
+            return
+        self._outlet.note_target()
+        if self._place.writer is None:
+            return
+        if (problem := self._outlet.fullness) is None:
+            self.telemetry.rule_up(Trouble.LANE)
+        else:
+            self.telemetry.rule_down(Trouble.LANE, problem)
 
     def refresh_gauges(self) -> None:
         """See `Worker.refresh_gauges`."""

@@ -17,6 +17,7 @@ from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.properties import encode_properties
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt.spool.watching import Watcher
+from mq2mqtt.telemetry import Telemetry
 from mq2mqtt_mosquitto.control import OperationCode, Result, Stats, encode_operation
 from mq2mqtt_mosquitto.deliveries import Deliveries
 from mq2mqtt_mosquitto.presence import Presence
@@ -30,6 +31,8 @@ _EVENTS_BYTES = 16 * 1024 * 1024
 _EVENTS_STEP = 256
 _LOOK_SECONDS = 1.0
 _KICK_SECONDS = 5.0
+
+_DROPS = {"dropped_lane_full": DropReason.LANE_FULL, "dropped_too_large": DropReason.TOO_LARGE}
 
 _DELIVERIES = {
     Result.DELIVERED: Delivery(Outcome.DELIVERED),
@@ -58,6 +61,10 @@ class MosquittoHost:
         self._presence = Presence(tell=self._told, ask=self._ask_for_list)
         self._came_or_went = asyncio.Event()
         self._session = Session(settings, self._deliveries, self._presence)
+        self._session.counted = self._count
+        self.telemetry: Telemetry | None = None
+        """Where what the hook drops is counted."""
+        self._dropped: dict[tuple[str, str], int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # What the bridge asks.
@@ -71,11 +78,6 @@ class MosquittoHost:
     def problem(self) -> str | None:
         """Why the hook cannot be reached; `None` when it can."""
         return self._session.problem
-
-    @property
-    def stats(self) -> Stats:
-        """The hook's counters as it told them last."""
-        return self._session.stats
 
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`."""
@@ -164,6 +166,18 @@ class MosquittoHost:
         self._came_or_went.set()
         if self.intake is not None:
             self.intake.on_client_event(event)
+
+    def _count(self, stats: Stats) -> None:
+        """Count what the hook has dropped since it was asked last; it begins anew with its broker."""
+        for (rule_id, name), value in stats.counters.items():
+            before = self._dropped.get((rule_id, name), 0)
+            more = value - before if value >= before else value
+            self._dropped[rule_id, name] = value
+            rule = None if self.telemetry is None else self.telemetry.rules.get(rule_id)
+            if more and rule is not None and name in _DROPS:
+                rule.dropped(_DROPS[name], count=more)
+            elif more and name == "events_lost":
+                logger.warning("the hook lost {} client events: its lane was full", more)
 
     async def _follow_events(self) -> None:
         path = self._settings.spool.path / EVENTS_LANE

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ HOOK_MAJOR: Final = 0
 
 _USERNAME = "mq2mqtt"
 _ANSWER_SECONDS = 10.0
-_LIST_SECONDS = 30.0
+_LIST_SECONDS = 10.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 5.0
 _WATCH_SECONDS = 1.0
@@ -66,7 +66,8 @@ class Session:
         self._presence = presence
         self.problem: str | None = "the MQTT broker is not reached yet"
         self.reached = asyncio.Event()
-        self.stats = Stats({})
+        self.counted: Callable[[Stats], None] = _ignore
+        """Called with the hook's counters whenever it tells them."""
         self._table, self._table_crc, self._pushed_crc = b"", 0, 0
         self._parents: list[str] = []
         self._subscribed: set[str] = set()
@@ -240,7 +241,7 @@ class Session:
             logger.error("the hook sent what is no answer: {}", error)
             return
         if isinstance(answer, Stats):
-            self.stats = answer
+            self.counted(answer)
         elif isinstance(answer, Clients) and number in self._asked:
             self._listing += answer.clients
             if answer.last:
@@ -254,6 +255,10 @@ class Session:
         waiting = self._asked[number]
         if not waiting.done():
             waiting.set_result(answer)
+
+
+def _ignore(_stats: Stats) -> None:
+    """Nobody counts."""
 
 
 def _same_directory(one: Path, other: Path) -> bool:

@@ -31,7 +31,7 @@ async def serve(settings: Settings, config_file: Path) -> int:
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     host = MosquittoHost(settings)
     bridge = Bridge(settings, host, writer=host)
-    host.intake = bridge.intake
+    host.intake, host.telemetry = bridge.intake, bridge.telemetry
     try:
         await bridge.start()
         host.start()

@@ -62,6 +62,7 @@ async def world(running: World) -> AsyncIterator[World]:
     await running.end()
 
 
+@pytest.mark.amqtt("Mosquitto shows its plugins a QoS 2 publish each time it comes: a duplicate")
 async def test_a_qos_2_publish_that_is_sent_again_over_connections_is_one_message(world: World) -> None:
     again = publish_packet("sensors/x", b"once", qos=2, packet_id=7, dup=True)
     device = await world.client("repeater", clean=False)
@@ -174,6 +175,7 @@ async def test_take_over_under_traffic(world: World, *, clean: bool) -> None:
     await until(lambda: world.exported(name) == [b"%d" % number for number in range(5)])
 
 
+@pytest.mark.amqtt("Mosquitto serves the first of overlapping subscriptions, not the one of the highest QoS")
 async def test_a_subscription_can_change_its_qos_and_end(world: World) -> None:
     device = await world.client("changer")
     for qos in (2, 0, 1):
@@ -207,6 +209,7 @@ async def test_devices_that_do_not_read_or_acknowledge_hold_up_nobody(world: Wor
     assert outcomes == 2 * received
 
 
+@pytest.mark.amqtt("Mosquitto takes them for any other `$SYS` topic")
 async def test_legacy_requests_are_acknowledged_and_other_dollar_topics_refused(world: World) -> None:
     device = await world.client("legacy")
     for topic in ("$SYS/enableOrderMsg", "$SYS/getOfflineMsg"):

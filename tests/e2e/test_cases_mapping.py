@@ -16,6 +16,8 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
 
+_SHOWN = pytest.mark.amqtt("Mosquitto shows everybody the topic that is published to; counted as ignored")
+
 _MIB = 1 << 20
 
 
@@ -90,7 +92,7 @@ async def test_topics_that_only_look_like_the_rules(world: World, device: Client
     [
         ("sensors/" + "y" * 32_500, b"x"),
         ("sensors/" + "y" * 60_000, b"x"),
-        ("sensors/\x01", b"x"),
+        pytest.param("sensors/\x01", b"x", marks=pytest.mark.amqtt("Mosquitto closes the connection")),
         ("sensors/x", bytes(5 * _MIB)),
     ],
     ids=["32 KB topic", "60 KB topic", "separator", "5 MiB"],
@@ -137,8 +139,8 @@ async def _receive(world: World, device: Client, **properties: str) -> list[Mess
         ({"mqttSecondTopic": "/p2p/dev", "qoslevel": "0"}, "devices/p2p/dev", 0),
         ({"mqttSecondTopic": "p2p/dev", "mqttRealTopic": "devices/alarm"}, "devices/alarm", 1),
         ({"mqttSecondTopic": "/p2p/dev", "mqttRealTopic": "bad/#"}, "devices/p2p/dev", 1),
-        ({"mqttSecondTopic": "/r", "mqttRealTopic": "/shown/"}, "devices/shown/", 1),
-        ({"mqttSecondTopic": "/r", "mqttRealTopic": "devicesX/y"}, "devices/devicesX/y", 1),
+        pytest.param({"mqttSecondTopic": "/r", "mqttRealTopic": "/shown/"}, "devices/shown/", 1, marks=_SHOWN),
+        pytest.param({"mqttSecondTopic": "/r", "mqttRealTopic": "devicesX/y"}, "devices/devicesX/y", 1, marks=_SHOWN),
         ({"mqttSecondTopic": "/q", "qoslevel": "01", "cleansessionflag": "maybe"}, "devices/q", 1),
         ({"mqttSecondTopic": "/q", "qoslevel": "2", "mqtt5UserProperty": "{"}, "devices/q", 2),
     ],
