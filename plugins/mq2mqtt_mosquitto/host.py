@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 from loguru import logger
@@ -17,12 +18,14 @@ from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.properties import encode_properties
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt.spool.watching import Watcher
-from mq2mqtt.telemetry import Telemetry
 from mq2mqtt_mosquitto.control import OperationCode, Result, Stats, encode_operation
 from mq2mqtt_mosquitto.deliveries import Deliveries
 from mq2mqtt_mosquitto.presence import Presence
 from mq2mqtt_mosquitto.session import Session
 from mq2mqtt_mosquitto.table import lane_table
+
+if TYPE_CHECKING:
+    from mq2mqtt.telemetry import Telemetry
 
 __all__ = ["MosquittoHost"]
 

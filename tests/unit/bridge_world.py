@@ -7,6 +7,7 @@ from typing import Any, Self
 import aiohttp
 
 from mq2mqtt.bridge import Bridge
+from mq2mqtt.host import LaneWriter
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import MqttMessage, RocketMessage
@@ -26,19 +27,22 @@ class World:
         *rules: dict[str, Any],
         cluster: MemoryCluster | None = None,
         client_id: str = "bridge",
+        writer: LaneWriter | None = None,
+        max_bytes: str = "32MiB",
     ) -> None:
+        self._max_bytes = max_bytes
         self.directory = directory
         self.cluster = cluster or MemoryCluster()
         self.host = MemoryHost()
         self.link = MemoryLink(cluster=self.cluster, client_id=client_id)
-        self.bridge = Bridge(self.settings(*rules), self.host, link=self.link)
+        self.bridge = Bridge(self.settings(*rules), self.host, link=self.link, writer=writer)
         self.host.intake = self.bridge.intake
 
     def settings(self, *rules: dict[str, Any]) -> Settings:
         return Settings.model_validate(
             {
                 "node": "n1",
-                "spool": {"path": self.directory, "max_bytes": "32MiB"},
+                "spool": {"path": self.directory, "max_bytes": self._max_bytes},
                 "admin": {"listen": "127.0.0.1:0"},
                 "rules": list(rules),
             }
