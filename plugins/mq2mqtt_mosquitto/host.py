@@ -67,7 +67,7 @@ class MosquittoHost:
         self._session.counted = self._count
         self.telemetry: Telemetry | None = None
         """Where what the hook drops is counted."""
-        self._dropped: dict[tuple[str, str], int] = {}
+        self._told_counters: dict[tuple[str, str], int] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # What the bridge asks.
@@ -145,6 +145,10 @@ class MosquittoHost:
             self._table = table
             self._session.go_by(table, crc32(table), parents=[rule.source for rule in rules if rule.type == "outbound"])
 
+    def refused(self, rule_id: str) -> int:
+        """See `mq2mqtt.host.LaneWriter.refused`."""
+        return sum(self._told_counters.get((rule_id, name), 0) for name in ("refused", "dropped_lane_full"))
+
     # Its life.
 
     def start(self) -> None:
@@ -173,9 +177,9 @@ class MosquittoHost:
     def _count(self, stats: Stats) -> None:
         """Count what the hook has dropped since it was asked last; it begins anew with its broker."""
         for (rule_id, name), value in stats.counters.items():
-            before = self._dropped.get((rule_id, name), 0)
+            before = self._told_counters.get((rule_id, name), 0)
             more = value - before if value >= before else value
-            self._dropped[rule_id, name] = value
+            self._told_counters[rule_id, name] = value
             rule = None if self.telemetry is None else self.telemetry.rules.get(rule_id)
             if more and rule is not None and name in _DROPS:
                 rule.dropped(_DROPS[name], count=more)

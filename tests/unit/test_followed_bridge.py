@@ -23,9 +23,13 @@ class Writer:
         self._spool = spool
         self._rules = RuleSet()
         self.lanes: dict[str, Lane] = {}
+        self.refusals: dict[str, int] = {}
 
     def go_by(self, rules: RuleSet) -> None:
         self._rules = rules
+
+    def refused(self, rule_id: str) -> int:
+        return self.refusals.get(rule_id, 0)
 
     def work(self) -> None:
         wanted = {rule.id for rule in self._rules if isinstance(rule, OutboundRule) and rule.enabled}
@@ -113,6 +117,16 @@ async def test_a_lane_without_space_is_told(tmp_path: Path, writer: Writer) -> N
             writer.publish_many("sensors-out", 2000)
         await until(lambda: "max_bytes is 65536" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
         world.link.fail_with("mq_sensors", None)
+        await until(lambda: world.state("sensors-out") == "up")
+
+
+async def test_what_the_writer_refuses_is_told(tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt.workers._REFUSED_SECONDS", 0.2)
+    async with World(tmp_path, OUT, writer=writer) as world:
+        writer.work()
+        await until(lambda: world.state("sensors-out") == "up")
+        writer.refusals["sensors-out"] = 1
+        await until(lambda: "refuses publishes" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
         await until(lambda: world.state("sensors-out") == "up")
 
 

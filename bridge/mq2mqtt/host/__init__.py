@@ -132,6 +132,9 @@ class LaneWriter(Protocol):
     def go_by(self, rules: RuleSet) -> None:
         """Let the writer know these rules: now, or when it can be reached."""
 
+    def refused(self, rule_id: str) -> int:
+        """How many publishes the writer has refused so far for want of space, as far as it has told."""
+
 
 @dataclass(frozen=True, slots=True)
 class TopicRoute:
