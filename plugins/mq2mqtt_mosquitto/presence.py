@@ -52,12 +52,11 @@ class Presence:
     def take(self, offset: int, frame: Frame) -> None:
         """Take one event of the lane."""
         try:
-            event = json.loads(frame.payload)
-            event["clientId"] = frame.client_id
-            kind = event["type"]
-        except (ValueError, KeyError, TypeError):
+            event = _read(frame)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             logger.error("a client event of the hook cannot be read: {!r}", frame.payload[:200])
             return
+        kind = event["type"]
         if self._since is not None:
             self._since.append((offset, event))
         if offset < self._listed_at:
@@ -66,19 +65,19 @@ class Presence:
             self._ask()
         elif kind in _ENDS:
             for client in list(self.online.values()):
-                self._gone(client, ClientEventType.TCPCLEAN, int(event.get("time", 0)))
+                self._gone(client, ClientEventType.TCPCLEAN, event["time"])
         else:
             self._changed(event)
 
     def _changed(self, event: dict[str, Any]) -> None:
         client_id, known = event["clientId"], self.online.get(event["clientId"])
         if event["type"] == ClientEventType.CONNECT:
-            if known is not None and known.channel_id != event.get("channelId"):
-                self._gone(known, ClientEventType.TCPCLEAN, int(event.get("time", 0)))
+            if known is not None and known.channel_id != event["channelId"]:
+                self._gone(known, ClientEventType.TCPCLEAN, event["time"])
             if client_id not in self.online:
                 self._come(_client(event))
-        elif event["type"] in _GONE and known is not None and known.channel_id == event.get("channelId"):
-            self._gone(known, ClientEventType(event["type"]), int(event.get("time", 0)))
+        elif event["type"] in _GONE and known is not None and known.channel_id == event["channelId"]:
+            self._gone(known, ClientEventType(event["type"]), event["time"])
 
     def _come(self, client: ConnectedClient) -> None:
         self.online[client.client_id] = client
@@ -91,13 +90,22 @@ class Presence:
             self._tell(_event(told, client, time_ms))
 
 
+def _read(frame: Frame) -> dict[str, Any]:
+    """Return the fields of an event, each of its type; raises what comes of JSON that is something else."""
+    fields = json.loads(frame.payload)
+    return {
+        "type": str(fields["type"]),
+        "clientId": frame.client_id,
+        "channelId": str(fields.get("channelId", "")),
+        "clientIp": str(fields.get("clientIp", "")),
+        "time": int(fields.get("time", 0)),
+        "cleanSession": bool(fields.get("cleanSession", True)),
+    }
+
+
 def _client(event: dict[str, Any]) -> ConnectedClient:
     return ConnectedClient(
-        event["clientId"],
-        str(event.get("channelId", "")),
-        str(event.get("clientIp", "")),
-        int(event.get("time", 0)),
-        bool(event.get("cleanSession", True)),
+        event["clientId"], event["channelId"], event["clientIp"], event["time"], event["cleanSession"]
     )
 
 
@@ -112,5 +120,5 @@ def _apply(online: dict[str, ConnectedClient], event: dict[str, Any]) -> None:
         online.clear()
     elif kind == ClientEventType.CONNECT:
         online[client_id] = _client(event)
-    elif kind in _GONE and client_id in online and online[client_id].channel_id == event.get("channelId"):
+    elif kind in _GONE and client_id in online and online[client_id].channel_id == event["channelId"]:
         del online[client_id]

@@ -181,6 +181,7 @@ _UNMAPPABLE = (
 )
 
 
+@pytest.mark.amqtt("Mosquitto decides what is malformed, and its own tests show it")
 async def test_malformed_packets_from_devices(world: World, fault_table: FaultTable) -> None:
     port = world.bridge.mqtt_port
     streams = [Stream(port, "stream/x", rate=100, qos=qos, client_id=f"GID_good@@@{qos}") for qos in (1, 2)]

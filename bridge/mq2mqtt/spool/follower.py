@@ -253,10 +253,11 @@ class FollowedLane:
     def _find_segments(self) -> bool:
         self._names_changed, self._looked_at = False, time.monotonic()
         before = self.last
-        for path in list_segments(self.path):
+        paths = list_segments(self.path)
+        for path in paths:
             if base_of(path) <= self.last.base:
                 continue
-            header = self._header_of(path)
+            header = self._header_of(path, is_last=path == paths[-1])
             if header is None:
                 # The writer is at it.
                 self._names_changed = True
@@ -266,11 +267,17 @@ class FollowedLane:
             self._append(path, header)
         return self.last is not before
 
-    def _header_of(self, path: Path) -> SegmentHeader | None:
-        with map_errors(path, "read"), path.open("rb") as file:
-            data = file.read(HEADER_BYTES)
-        if len(data) < HEADER_BYTES:
+    def _header_of(self, path: Path, *, is_last: bool) -> SegmentHeader | None:
+        """Return the header; `None` while the last one has no frames: its writer may yet take it back."""
+        with map_errors(path, "read"):
+            try:
+                with path.open("rb") as file:
+                    data = file.read(HEADER_BYTES + 1)
+            except FileNotFoundError:
+                return None
+        if len(data) < HEADER_BYTES + is_last:
             return None
+        data = data[:HEADER_BYTES]
         header = SegmentHeader.unpack(data, path)
         if header.created_us != self.info.created_us:
             raise LaneCorruptError(f"{path}: byte 24: a segment of another lane; move it away")

@@ -168,6 +168,27 @@ def test_a_segment_whose_header_is_being_written(tmp_path: Path, watcher: Watche
     writer.close()
 
 
+def test_a_segment_that_is_taken_back(tmp_path: Path, watcher: Watcher) -> None:
+    """With a full disk the writer makes a segment again and again."""
+    writer = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES)
+    lane = follow(writer.path, max_bytes=80 * FRAME_BYTES, watcher=watcher)
+    reader = LaneReader(lane)
+    fill(writer, 10, payload_bytes=100)
+    second = segment_files(lane.path)[1]
+    data = second.read_bytes()
+    for size in (0, 40, HEADER_BYTES):
+        second.write_bytes(data[:size])
+        assert numbers(reader) == (list(range(9)) if size == 0 else [])
+        second.unlink()
+        assert numbers(reader) == []
+        assert lane.messages == 9
+    second.write_bytes(data)
+    assert numbers(reader) == [9]
+    reader.close()
+    lane.close()
+    writer.close()
+
+
 def test_a_writer_that_starts_again(tmp_path: Path, watcher: Watcher) -> None:
     """In the same boot it goes on in the last segment; in another one it skips offsets."""
     writer = open_lane(tmp_path)
