@@ -69,6 +69,9 @@ class Mosquitto:
             f"listener {self.port} 127.0.0.1",
             "allow_anonymous true",
             "set_tcp_nodelay true",
+            # By default Mosquitto drops what is QoS 1 or 2 and beyond 1000 messages for one client.
+            "max_queued_messages 0",
+            "max_queued_bytes 67108864",
             "user root",
             "log_type all",
             "log_dest stderr",

@@ -210,7 +210,7 @@ class OutboundWorker(Worker):
             self._refused, self._refused_until = refused, time.monotonic() + _REFUSED_SECONDS
         problem = outlet.fullness
         if problem is None and time.monotonic() < self._refused_until:
-            problem = "the broker refuses publishes: its lane or its disk is full, its log says which"
+            problem = "the broker refuses publishes: the lane or the disk is full, its log says which"
         if problem is None:
             self.telemetry.rule_up(Trouble.LANE)
         else:
