@@ -56,12 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     choose_host(config.getoption("--host"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--host") == "amqtt":
-        return
-    for item in items:
-        if (marker := item.get_closest_marker("amqtt")) is not None:
-            item.add_marker(pytest.mark.skip(reason=f"amqtt only: {marker.args[0]}"))
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("amqtt")
+    if marker is not None and item.config.getoption("--host") != "amqtt":
+        pytest.skip(f"amqtt only: {marker.args[0]}")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """One rule at work through its life: it appears, changes, is disabled, and goes when nothing of it is left to do."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,8 +23,6 @@ from mq2mqtt.telemetry import RuleState, RuleTelemetry, Trouble
 __all__ = ["InboundWorker", "OutboundWorker", "StatusWorker", "Worker", "Workplace"]
 
 _RETRY_SECONDS = 1.0
-# Refused publishers come again sooner than this.
-_REFUSED_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +116,6 @@ class OutboundWorker(Worker):
         self._gone = True
         self._has_no_lane = False
         self._opened = asyncio.Event()
-        self._refused, self._refused_until = 0, 0.0
 
     @property
     def is_done(self) -> bool:
@@ -201,20 +197,7 @@ class OutboundWorker(Worker):
             return
         self._outlet.note_target()
         if self._place.writer is not None:
-            self._watch_writer(self._outlet, self._place.writer)
-
-    def _watch_writer(self, outlet: Outlet, writer: LaneWriter) -> None:
-        """Find out whether the process that writes the lane has space: it counts what it refuses."""
-        refused = writer.refused(self.telemetry.rule_id)
-        if refused != self._refused:
-            self._refused, self._refused_until = refused, time.monotonic() + _REFUSED_SECONDS
-        problem = outlet.fullness
-        if problem is None and time.monotonic() < self._refused_until:
-            problem = "the broker refuses publishes: the lane or the disk is full, its log says which"
-        if problem is None:
-            self.telemetry.rule_up(Trouble.LANE)
-        else:
-            self.telemetry.rule_down(Trouble.LANE, problem)
+            self._outlet.watch_writer(self._place.writer)
 
     def refresh_gauges(self) -> None:
         """See `Worker.refresh_gauges`."""

@@ -12,7 +12,7 @@ from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import Client, publish_packet
-from tests.new_bridge import new_bridge
+from tests.new_bridge import host, new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -104,7 +104,8 @@ async def test_under_a_fan_out_from_rocketmq(world: World, fault_table: FaultTab
     # Only they have the next one to themselves: its outcome is theirs.
     await good.unsubscribe("devices/flood")
     world.peer.send(world.into, _body(0), mqttSecondTopic="/flood")
-    await until(lambda: metric("mq2mqtt_dropped_total", rule="devices-in", reason="slow_device") >= 1)
+    if host() == "amqtt":  # elsewhere nobody sees what a device does not take
+        await until(lambda: metric("mq2mqtt_dropped_total", rule="devices-in", reason="slow_device") >= 1)
     await asyncio.to_thread(assert_invariants, world.bridge)
 
 

@@ -47,6 +47,7 @@ def _of_the_lane(reason: str, bridge: BridgeProcess) -> str:
     return reason.rpartition("; ")[2].replace(f"{bridge.directory}/", "")
 
 
+@pytest.mark.amqtt("Mosquitto closes the connections of publishes that the lane has no space for")
 async def test_rocketmq_away_for_longer_than_the_lane_lasts(
     rocketmq: SharedRocketMQ, proxy: TcpProxy, fault_table: FaultTable, tmp_path: Path
 ) -> None:

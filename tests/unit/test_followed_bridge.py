@@ -121,7 +121,7 @@ async def test_a_lane_without_space_is_told(tmp_path: Path, writer: Writer) -> N
 
 
 async def test_what_the_writer_refuses_is_told(tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mq2mqtt.workers._REFUSED_SECONDS", 0.2)
+    monkeypatch.setattr("mq2mqtt.outlet._REFUSED_SECONDS", 0.2)
     async with World(tmp_path, OUT, writer=writer) as world:
         writer.work()
         await until(lambda: world.state("sensors-out") == "up")
