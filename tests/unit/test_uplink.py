@@ -15,6 +15,7 @@ from mq2mqtt.message import MqttMessage, RocketMessage
 from mq2mqtt.outlet import Outlet
 from mq2mqtt.settings import SpoolSettings
 from mq2mqtt.spool.frame import encode_publish
+from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import list_parked
 from mq2mqtt.telemetry import Direction, RuleTelemetry
 from tests import waiting
@@ -61,15 +62,16 @@ class Lane:
         self.telemetry = RuleTelemetry("rule-1", direction=Direction.UPLINK)
         self.path = directory / "rule-1"
         self.intake = LaneIntake(telemetry=self.telemetry)
+        lane = Lane.open(self.path, max_bytes=1 << 30, target=TOPIC)
         self.outlet = Outlet(
-            self.path,
+            lane,
             target=TOPIC,
             node="n1",
             spool=SpoolSettings(path=directory),
             link=link,
             telemetry=self.telemetry,
-            intake=self.intake,
         )
+        self.intake.attach(lane)
 
     def publish(self, *bodies: bytes, client_id: str = "c1", topic: str = "sensors/x") -> None:
         for body in bodies:
