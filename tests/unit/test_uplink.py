@@ -14,8 +14,8 @@ from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import MqttMessage, RocketMessage
 from mq2mqtt.outlet import Outlet
 from mq2mqtt.settings import SpoolSettings
+from mq2mqtt.spool import lane as writing
 from mq2mqtt.spool.frame import encode_publish
-from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import list_parked
 from mq2mqtt.telemetry import Direction, RuleTelemetry
 from tests import waiting
@@ -62,7 +62,7 @@ class Lane:
         self.telemetry = RuleTelemetry("rule-1", direction=Direction.UPLINK)
         self.path = directory / "rule-1"
         self.intake = LaneIntake(telemetry=self.telemetry)
-        lane = Lane.open(self.path, max_bytes=1 << 30, target=TOPIC)
+        lane = writing.Lane.open(self.path, max_bytes=1 << 30, target=TOPIC)
         self.outlet = Outlet(
             lane,
             target=TOPIC,
