@@ -2,8 +2,9 @@
 
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,6 @@ from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.stock_amqtt import StockAmqtt
 from tests.stream import Stream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = pytest.mark.e2e
 
