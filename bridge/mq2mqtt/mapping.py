@@ -213,7 +213,7 @@ class OutboundMapper:
         if 0 < len(payload) <= MAX_BODY_BYTES and not frame.properties:
             topic = self._topics.get(frame.topic) or self._learn_topic(frame.topic)
             client = self._clients.get(frame.client_id) or self._learn_client(frame.client_id)
-            if topic and client:
+            if topic and (client or not frame.client_id):
                 return payload, f"{self._start}{offset}{self._middles[frame.flags]}{topic}{client}"
         body, properties = _body_and_properties(frame, f"{self._key}{offset}", self._node)
         return body, "".join([f"{name}\x01{value}\x02" for name, value in properties.items()])

@@ -1,7 +1,8 @@
 """From a rule's lane into RocketMQ: at least once, in order per client, one rule never waiting for another.
 
 Order: a client's messages go to one queue (a hash of the client id over the route's sorted queues), and a queue has one
-batch in flight. When the route changes, nothing moves before what is in flight is settled (design section 2).
+batch in flight. When the route changes, nothing moves before what is in flight is settled (design section 2). Of a
+publish whose client nobody knows, the MQTT topic takes the client id's place.
 """
 
 import asyncio
@@ -84,7 +85,7 @@ class Uplink:
         self._telemetry = telemetry
         self._queues: tuple[Queue, ...] = ()
         self._ready: dict[Queue, deque[Entry]] = {}
-        self._ready_of: dict[str, deque[Entry]] = {}  # by client id
+        self._ready_of: dict[str, deque[Entry]] = {}  # by client id, or topic
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
         self._backoff: dict[_Part, _Backoff] = {}
@@ -179,13 +180,13 @@ class Uplink:
         """Have `entries` wait for their clients' queues."""
         ready_of = self._ready_of
         for entry in entries:
-            client_id = entry.frame.client_id
-            ready = ready_of.get(client_id)
+            name = entry.frame.client_id or entry.frame.topic
+            ready = ready_of.get(name)
             if ready is None:
                 if len(ready_of) >= MAX_AHEAD:
                     ready_of.clear()
-                number = crc32(client_id.encode("utf-8", "surrogateescape")) % len(self._queues)
-                ready = ready_of[client_id] = self._ready[self._queues[number]]
+                number = crc32(name.encode("utf-8", "surrogateescape")) % len(self._queues)
+                ready = ready_of[name] = self._ready[self._queues[number]]
             ready.append(entry)
             self._ready_bytes += len(entry.frame.payload) + _OVERHEAD_BYTES
 

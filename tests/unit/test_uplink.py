@@ -127,6 +127,22 @@ async def test_each_clients_messages_are_stored_in_order_one_batch_at_a_time(lan
     lane.check_sum()
 
 
+async def test_without_a_client_id_each_topics_messages_are_stored_in_order(lane: Lane) -> None:
+    for number in range(700):
+        lane.publish(b"%d" % number, client_id="", topic=f"sensors/t{number % 7}")
+    async with lane.running():
+        await until(lambda: len(lane.stored()) == 700)
+    queues = [queue for queue in lane.link.cluster.queues(TOPIC) if queue]
+    assert len(queues) > 1
+    topics = [{message.properties["mqttSecondTopic"] for message in queue} for queue in queues]
+    assert sum(len(names) for names in topics) == len(set().union(*topics)) == 7
+    for queue in queues:
+        assert not any("clientId" in message.properties for message in queue)
+        for name in {message.properties["mqttSecondTopic"] for message in queue}:
+            numbers = [int(message.body) for message in queue if message.properties["mqttSecondTopic"] == name]
+            assert numbers == sorted(numbers)
+
+
 async def test_keys_are_node_rule_and_offset(lane: Lane) -> None:
     lane.publish(b"a", b"b")
     async with lane.running():
