@@ -61,6 +61,12 @@ void buffer_text(struct buffer *buffer, const char *text)
 	buffer_add(buffer, text, strlen(text));
 }
 
+void buffer_line(struct buffer *buffer, const char *text)
+{
+	for (; *text; text++)
+		buffer_u8(buffer, (uint8_t)*text < ' ' ? '?' : (uint8_t)*text);
+}
+
 void buffer_print(struct buffer *buffer, const char *format, ...)
 {
 	char text[2048];

@@ -20,6 +20,9 @@ void buffer_u64(struct buffer *buffer, uint64_t value);
 void buffer_text(struct buffer *buffer, const char *text);
 __attribute__((format(printf, 2, 3))) void buffer_print(struct buffer *buffer, const char *format, ...);
 
+/* A text without what would end a line or a field: one of a file's name may hold anything. */
+void buffer_line(struct buffer *buffer, const char *text);
+
 /* Empties it and keeps its memory. */
 void buffer_clear(struct buffer *buffer);
 void buffer_free(struct buffer *buffer);

@@ -35,7 +35,7 @@ static const char *operation_problem(const struct operation *operation)
 {
 	bool to_client = operation->code == OP_DELIVER || operation->code == OP_KICK;
 	bool message = operation->code == OP_DELIVER || operation->code == OP_PUBLISH;
-	if (operation->code < OP_HELLO || operation->code > OP_LIST)
+	if (operation->code < OP_HELLO || operation->code > OP_STATS)
 		return "unknown operation";
 	if ((unsigned)operation->qos > MAX_QOS)
 		return "no such QoS";

@@ -48,14 +48,34 @@ static void end_text(struct buffer *answer, size_t start)
 		put_u32(answer->data + start - 4, (uint32_t)(answer->size - start));
 }
 
-static size_t problems(struct hook *hook, struct buffer *text)
+/* How a line about a lane that takes nothing now begins, and what comes between its name and the reason. */
+struct manner {
+	const char *start, *between;
+};
+
+static const struct manner for_people = {"", ": "}, for_stats = {"problem\t", "\t"};
+
+static size_t add_problem(struct buffer *text, const struct manner *manner, const char *lane, const char *problem)
 {
-	size_t count = exports_problems(&hook->exports, text);
-	if (!hook->events.lane) {
-		buffer_print(text, "%s" EVENTS_LANE ": %s", count ? "\n" : "", hook->events.problem);
-		count++;
+	if (!problem)
+		return 0;
+	buffer_print(text, "%s%s%s", manner->start, lane, manner->between);
+	buffer_line(text, problem);
+	buffer_u8(text, '\n');
+	return 1;
+}
+
+/* Returns the number of lines. */
+static size_t add_problems(struct hook *hook, struct buffer *text, const struct manner *manner)
+{
+	struct exports *exports = &hook->exports;
+	size_t count = 0;
+	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+		struct export *export = exports->by_parent[i];
+		if (export)
+			count += add_problem(text, manner, export->rule, exports_problem(exports, export));
 	}
-	return count;
+	return count + add_problem(text, manner, EVENTS_LANE, events_problem(&hook->events));
 }
 
 static void answer_stats(struct hook *hook, uint32_t number)
@@ -64,31 +84,28 @@ static void answer_stats(struct hook *hook, uint32_t number)
 	size_t start = begin_text(answer);
 	size_t lines = exports_counters(&hook->exports, answer);
 	buffer_print(answer, "events_lost\t\t%" PRIu64 "\n", hook->events.lost);
+	lines += 1 + add_problems(hook, answer, &for_stats);
 	end_text(answer, start);
-	set_count(answer, lines + 1);
+	set_count(answer, lines);
 	send(hook);
 }
 
 static void answer_hello(struct hook *hook, uint32_t number)
 {
 	results_clear(&hook->results);
-	struct buffer lines = {0};
-	size_t count = problems(hook, &lines);
 	struct buffer *answer = begin(hook, ANSWER_WELCOME, number);
 	buffer_u16(answer, HOOK_VERSION_MAJOR);
 	buffer_u16(answer, HOOK_VERSION_MINOR);
 	buffer_u64(answer, hook->events.epoch);
 	buffer_u32(answer, hook->exports.table ? hook->exports.table->crc : 0);
-	buffer_u8(answer, (uint8_t)((hook->is_2_1 ? FLAG_EVENTS_2_1 : 0) | (hook->options.acl_allow ? FLAG_ACL_ALLOW : 0)
-		| (hook->options.auth_allow ? FLAG_AUTH_ALLOW : 0) | (count ? FLAG_PROBLEMS : 0)));
+	uint8_t flags = (uint8_t)((hook->is_2_1 ? FLAG_EVENTS_2_1 : 0) | (hook->options.acl_allow ? FLAG_ACL_ALLOW : 0)
+		| (hook->options.auth_allow ? FLAG_AUTH_ALLOW : 0));
+	buffer_u8(answer, flags);
 	size_t start = begin_text(answer);
-	buffer_print(answer, "%s\n%s", broker_version(hook->is_2_1), hook->options.spool);
-	if (count) {
-		buffer_text(answer, "\n");
-		buffer_add(answer, lines.data, lines.size);
-	}
+	buffer_print(answer, "%s\n%s\n", broker_version(hook->is_2_1), hook->options.spool);
+	if (add_problems(hook, answer, &for_people) > 0 && !answer->failed)
+		answer->data[start - 5] = flags | FLAG_PROBLEMS;
 	end_text(answer, start);
-	buffer_free(&lines);
 	send(hook);
 	answer_stats(hook, number);
 }
@@ -107,7 +124,7 @@ static void answer_table(struct hook *hook, uint32_t number, struct bytes text)
 	buffer_u8(answer, good);
 	size_t start = begin_text(answer);
 	if (good)
-		exports_problems(&hook->exports, answer);
+		add_problems(hook, answer, &for_people);
 	else
 		buffer_text(answer, problem);
 	end_text(answer, start);
@@ -278,6 +295,9 @@ void downlink_arrived(struct hook *hook, struct bytes payload)
 		break;
 	case OP_LIST:
 		answer_list(hook, batch.number);
+		break;
+	case OP_STATS:
+		answer_stats(hook, batch.number);
 		break;
 	case OP_DELIVER:
 	case OP_PUBLISH:

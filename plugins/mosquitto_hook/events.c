@@ -87,6 +87,13 @@ void events_gone(struct events *events, const struct client *client, bool clean,
 	tell(events, clean ? "disconnect" : "tcpclean", client, reason);
 }
 
+const char *events_problem(const struct events *events)
+{
+	if (!events->lane)
+		return events->problem;
+	return events->overflow ? lane_problem(events->lane) : NULL;
+}
+
 void events_close(struct events *events)
 {
 	tell(events, "shutdown", NULL, "");

@@ -28,6 +28,9 @@ void events_gone(struct events *events, const struct client *client, bool clean,
 /* Writes the overflow record that is due, when there is space again. */
 void events_catch_up(struct events *events);
 
+/* Why events are not written now; NULL if they are. */
+const char *events_problem(const struct events *events);
+
 /* Writes the shutdown record and closes the lane. */
 void events_close(struct events *events);
 

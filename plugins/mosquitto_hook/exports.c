@@ -101,12 +101,18 @@ static enum export_result refuse(struct export *export, const char *problem, boo
 	return drop ? EXPORT_TAKEN : EXPORT_REFUSED;
 }
 
+/* Opens a lane that could not be opened, if it is time to look again. */
+static void retry(struct exports *exports, struct export *export)
+{
+	if (!export->lane && machine_now_us() - export->tried_us >= RETRY_US)
+		open_lane(exports, export);
+}
+
 enum export_result exports_append(struct exports *exports, struct export *export, const struct frame *frame)
 {
 	/* Nobody waits for a QoS 0 message, and a will has no sender left. */
 	bool drop = (frame->flags & FRAME_QOS) == 0 || (frame->flags & FRAME_WILL);
-	if (!export->lane && machine_now_us() - export->tried_us >= RETRY_US)
-		open_lane(exports, export);
+	retry(exports, export);
 	if (!export->lane)
 		return refuse(export, export->problem, drop);
 	switch (lane_append(export->lane, frame)) {
@@ -134,17 +140,10 @@ void exports_retry(struct exports *exports)
 			open_lane(exports, exports->by_parent[i]);
 }
 
-size_t exports_problems(const struct exports *exports, struct buffer *text)
+const char *exports_problem(struct exports *exports, struct export *export)
 {
-	size_t problems = 0;
-	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
-		const struct export *export = exports->by_parent[i];
-		if (!export || export->lane)
-			continue;
-		buffer_print(text, "%s%s: %s", problems ? "\n" : "", export->rule, export->problem);
-		problems++;
-	}
-	return problems;
+	retry(exports, export);
+	return export->lane ? lane_trouble(export->lane) : export->problem;
 }
 
 size_t exports_counters(const struct exports *exports, struct buffer *text)

@@ -36,8 +36,8 @@ enum export_result exports_append(struct exports *exports, struct export *export
 /* Tries again to open lanes that could not be opened. */
 void exports_retry(struct exports *exports);
 
-/* A line for each lane that cannot be written. Returns their number. */
-size_t exports_problems(const struct exports *exports, struct buffer *text);
+/* Why a lane takes nothing now; NULL if it does. */
+const char *exports_problem(struct exports *exports, struct export *export);
 
 /* A line for each counter. Returns their number. */
 size_t exports_counters(const struct exports *exports, struct buffer *text);

@@ -38,6 +38,7 @@ struct lane {
 	uint64_t next_base; /* a segment that has to begin there before anything is appended; 0 for none */
 	bool shared;        /* with the group of the spool directory */
 	bool failed;        /* after a failed fdatasync nobody knows what is on the disk */
+	size_t refused;     /* bytes of the frame that was refused last, while none was taken since; else 0 */
 	char problem[LANE_TEXT_BYTES];
 };
 
@@ -356,16 +357,8 @@ static ssize_t write_frame(int file, const struct frame *frame, size_t size)
 	return writev(file, parts, sizeof parts / sizeof *parts);
 }
 
-enum lane_result lane_append(struct lane *lane, const struct frame *frame)
+static enum lane_result append(struct lane *lane, const struct frame *frame, size_t size)
 {
-	if (lane->failed)
-		return LANE_FAILED;
-	size_t size = frame_size(frame);
-	if (!frame_fits(frame) || size > lane->options.max_bytes) {
-		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: a message of %zu bytes is longer than the lane",
-			lane->path, size);
-		return LANE_TOO_LARGE;
-	}
 	enum lane_result room = make_room(lane, size);
 	if (room != LANE_WRITTEN)
 		return room;
@@ -388,6 +381,36 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame)
 	last_of(lane)->size += size;
 	lane->unsent += size;
 	return LANE_WRITTEN;
+}
+
+enum lane_result lane_append(struct lane *lane, const struct frame *frame)
+{
+	if (lane->failed)
+		return LANE_FAILED;
+	size_t size = frame_size(frame);
+	if (!frame_fits(frame) || size > lane->options.max_bytes) {
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: a message of %zu bytes is longer than the lane",
+			lane->path, size);
+		return LANE_TOO_LARGE;
+	}
+	enum lane_result result = append(lane, frame, size);
+	lane->refused = result == LANE_WRITTEN ? 0 : size;
+	return result;
+}
+
+const char *lane_trouble(struct lane *lane)
+{
+	if (lane->failed)
+		return lane->problem;
+	if (lane->refused == 0 || make_room(lane, lane->refused) != LANE_WRITTEN)
+		return lane->refused ? lane->problem : NULL;
+	/* Blocks behind the end, which the next append uses: no file grows. Some file systems cannot do it. */
+	if (fallocate(lane->file, FALLOC_FL_KEEP_SIZE, (off_t)last_of(lane)->size, (off_t)lane->refused) != 0
+		&& no_space(errno)) {
+		refuse(lane, errno);
+		return lane->problem;
+	}
+	return NULL;
 }
 
 uint64_t lane_next_offset(const struct lane *lane)

@@ -34,6 +34,10 @@ uint64_t lane_next_offset(const struct lane *lane);
 /* Bytes of frames that are not settled, as of the last look at the cursor. */
 uint64_t lane_unsent_bytes(const struct lane *lane);
 
+/* Why the last append was refused, if the same message would be refused again; NULL otherwise. Looks at the cursor and
+ * the disk. */
+const char *lane_trouble(struct lane *lane);
+
 /* Why the last append was refused. */
 const char *lane_problem(const struct lane *lane);
 

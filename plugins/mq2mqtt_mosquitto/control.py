@@ -75,6 +75,7 @@ class OperationCode(IntEnum):
     """Close a client's connection."""
     LIST = 6
     """Say who is connected: `Clients`, then `Stats`."""
+    STATS = 7
 
 
 class AnswerKind(IntEnum):
@@ -123,7 +124,7 @@ class Welcome:
     broker_version: str
     spool_path: str
     problems: tuple[str, ...]
-    """One line for each lane that it cannot write."""
+    """One line for each lane that takes nothing now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Table:
 
     ok: bool
     text: str
-    """Why not, or one line for each lane that cannot be written."""
+    """Why not, or one line for each lane that takes nothing now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +177,12 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters of the hook since it was loaded: rule id (empty for the hook's own) and name."""
+    """What the hook has counted since it was loaded, and what is wrong now."""
 
     counters: dict[tuple[str, str], int]
+    """By rule id (empty for the hook's own) and name."""
+    problems: dict[str, str]
+    """Why a lane takes nothing now: by rule id, or the name of the lane of client events."""
 
 
 Answer = Welcome | Results | Table | Clients | Refused | Stats
@@ -284,15 +288,20 @@ def _refused(body: bytes, _count: int) -> Refused:
 
 def _stats(body: bytes, count: int) -> Stats:
     counters = {}
-    for line in _text(body, 0).splitlines():
-        name, _, rest = line.partition("\t")
-        rule, _, value = rest.partition("\t")
-        if not value.isdecimal():
+    problems = {}
+    *lines, rest = _text(body, 0).split("\n")
+    for line in lines:
+        name, _, rest_of_line = line.partition("\t")
+        rule, _, value = rest_of_line.partition("\t")
+        if name == "problem":
+            problems[rule] = value
+        elif value.isdecimal():
+            counters[rule, name] = int(value)
+        else:
             raise ControlError(f"a counter without a value: {line!r}")
-        counters[rule, name] = int(value)
-    if len(counters) != count:
-        raise ControlError(f"{len(counters)} counters, {count} were announced")
-    return Stats(counters)
+    if rest or len(counters) + len(problems) != count:
+        raise ControlError(f"{len(counters) + len(problems)} lines of counters, {count} were announced")
+    return Stats(counters, problems)
 
 
 _DECODERS: Final[dict[int, Callable[[bytes, int], Answer]]] = {

@@ -8,6 +8,7 @@
  *   open DIRECTORY MAX_BYTES process|power                 opened NEXT UNSENT | refused PROBLEM
  *   append KIND FLAGS US CLIENT TOPIC PROPERTIES PAYLOAD   written NEXT UNSENT | full|large|failed PROBLEM
  *   many COUNT BYTES                    that many messages: written NEXT UNSENT | full|... PROBLEM
+ *   trouble                             PROBLEM | none
  *   close
  *   control HEX                         sound COUNT NUMBER, then each operation's fields | refused POSITION PROBLEM
  *   text HEX                            topic | mqtt | none
@@ -185,6 +186,13 @@ static void do_many(char **fields)
 	print_result(result);
 }
 
+static void do_trouble(char **fields)
+{
+	(void)fields;
+	const char *trouble = lane_trouble(lane);
+	puts(trouble ? trouble : "none");
+}
+
 static void do_close(char **fields)
 {
 	(void)fields;
@@ -229,7 +237,7 @@ static const struct command {
 } commands[] = {
 	{"machine", 2, do_machine}, {"frame", 7, do_frame}, {"look", 2, do_look}, {"header", 6, do_header},
 	{"cursor", 2, do_cursor}, {"open", 3, do_open}, {"append", 7, do_append}, {"many", 2, do_many},
-	{"close", 0, do_close}, {"control", 1, do_control}, {"text", 1, do_text},
+	{"trouble", 0, do_trouble}, {"close", 0, do_close}, {"control", 1, do_control}, {"text", 1, do_text},
 };
 
 static void run(char *line)

@@ -267,12 +267,18 @@ class Sidecar:
         return bool(answer.body[0]), answer._replace(body=answer.body[1:]).text
 
     async def stats(self) -> dict[tuple[str, str], int]:
-        number = self.send(Operation(1))
-        await self.answer(WELCOME, number)
-        answer = await self.answer(STATS, number)
+        """Return the counters."""
+        return {(name, rule): int(value) for name, rule, value in await self._stats_lines() if name != "problem"}
+
+    async def problems(self) -> dict[str, str]:
+        """Return why lanes take nothing now, by rule."""
+        return {rule: value for name, rule, value in await self._stats_lines() if name == "problem"}
+
+    async def _stats_lines(self) -> list[list[str]]:
+        answer = await self.answer(STATS, self.send(Operation(7)))
         lines = [line.split("\t") for line in answer.text.splitlines()]
         assert len(lines) == answer.entries
-        return {(name, rule): int(value) for name, rule, value in lines}
+        return lines
 
 
 def only(messages: list[Message]) -> Message:

@@ -45,7 +45,8 @@ async def test_hello(broker: Mosquitto, sidecar: Sidecar) -> None:
     assert epoch == int(broker.events()[0]["channelId"].partition("-")[0], 16)
     assert crc == crc32((broker.spool / "lanes.table").read_bytes())
     assert flags & ~1 == 2 | 4
-    lines = welcome.body[21:].decode().split("\n")
+    *lines, rest = welcome.body[21:].decode().split("\n")
+    assert rest == ""
     assert len(welcome.body) == 21 + size
     assert lines[0].startswith("2.")
     assert lines[1:] == [str(broker.spool)]

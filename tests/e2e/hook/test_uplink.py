@@ -106,7 +106,10 @@ async def test_a_full_lane_acknowledges_nothing_and_takes_again(broker: Mosquitt
     await other.publish("elsewhere", b"z" * 500, qos=1)
     stats = await sidecar.stats()
     assert (stats["refused", RULE], stats["dropped_lane_full", RULE]) == (1, 1)
+    assert "bytes are unsent, max_bytes is 2000" in (await sidecar.problems())[RULE]
     settle(broker.spool / RULE)
+    # Known before anybody publishes again.
+    assert await sidecar.problems() == {}
     await other.publish("sensors/a", b"x" * 500, qos=1)
     assert broker.payloads(RULE) == [b"x" * 500]
     await other.drop()
@@ -177,6 +180,7 @@ async def test_a_damaged_lane_takes_nothing_until_it_is_mended(broker: Mosquitto
     welcome = await sidecar.answer(1, number)
     assert welcome.body[16] & 8
     assert f"{RULE}: {path}: byte " in welcome.body.decode("latin1")
+    assert (await sidecar.problems())[RULE].startswith(f"{path}: byte ")
     device = await broker.connect("dev-1")
     await device.publish("alarms/a", b"smoke", qos=1)
     device.send(publish_packet("sensors/a", b"3", qos=1, packet_id=1))

@@ -3,7 +3,7 @@
 import struct
 from typing import Final, NamedTuple
 
-HELLO, TABLE, DELIVER, PUBLISH, KICK, LIST = range(1, 7)
+HELLO, TABLE, DELIVER, PUBLISH, KICK, LIST, STATS = range(1, 8)
 BATCH_BYTES: Final = 8
 """Of the header."""
 

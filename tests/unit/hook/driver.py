@@ -88,6 +88,10 @@ class Driver:
         """Append a message; return the next offset and unsent bytes, or the refusal."""
         return result_of(self.ask("append", *fields_of(frame)))
 
+    def trouble(self) -> str:
+        """Return why the message that was refused last would be refused again, or `none`."""
+        return self.ask("trouble")
+
     def many(self, count: int, size: int) -> tuple[int, int] | str:
         """Append `count` messages of `size` payload bytes."""
         return result_of(self.ask("many", count, size))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.thorough import searching
-from tests.unit.hook.batches import BATCH_BYTES, DELIVER, HELLO, KICK, LIST, PUBLISH, TABLE, Operation, batch
+from tests.unit.hook.batches import BATCH_BYTES, DELIVER, HELLO, KICK, LIST, PUBLISH, STATS, TABLE, Operation, batch
 from tests.unit.hook.driver import Driver, text
 
 SOUND = {
@@ -15,6 +15,7 @@ SOUND = {
     "publish": Operation(PUBLISH, 2, b"", "a/\u20ac".encode(), b"", b""),
     "kick": Operation(KICK, client_id=b"dev"),
     "list": Operation(LIST),
+    "stats": Operation(STATS),
 }
 
 
@@ -39,7 +40,7 @@ def test_all_in_one_batch_and_none(driver: Driver) -> None:
     "operation",
     [
         Operation(0),
-        Operation(7),
+        Operation(8),
         Operation(255),
         SOUND["deliver"]._replace(qos=3),
         SOUND["deliver"]._replace(client_id=b""),
@@ -56,6 +57,7 @@ def test_all_in_one_batch_and_none(driver: Driver) -> None:
         SOUND["kick"]._replace(payload=b"x"),
         SOUND["hello"]._replace(properties=b"x"),
         SOUND["list"]._replace(client_id=b"x"),
+        SOUND["stats"]._replace(payload=b"x"),
         SOUND["table"]._replace(topic=b"x"),
     ],
     ids=repr,

@@ -114,8 +114,11 @@ def test_a_full_lane_takes_again_when_its_reader_has_settled(lane_path: Path, dr
     driver.close_lane()
     # Nothing was written of the one that was refused; a start knows the lane as full too.
     driver.open(lane_path, max_bytes=max_bytes)
+    assert driver.trouble() == "none"
     assert str(driver.append(message(20, payload_bytes=100))).startswith("full")
+    assert "bytes are unsent" in driver.trouble()
     settle_as_the_sidecar_does(lane_path, 7)
+    assert driver.trouble() == "none"
     answer = driver.append(message(20, payload_bytes=100))
     assert answer == (START_US + 21, 14 * FRAME_BYTES)
     driver.close_lane()
@@ -209,6 +212,7 @@ def test_a_full_disk_refuses_and_takes_again(small_disk: Path, driver: Driver) -
     refused = str(driver.many(10_000, 100))
     assert refused.startswith("full")
     assert "No space left on device" in refused
+    assert "No space left on device" in driver.trouble()
     driver.close_lane()
     # After a restart of the machine too: the new segment has to wait.
     driver.be(REBOOTED)
@@ -216,7 +220,9 @@ def test_a_full_disk_refuses_and_takes_again(small_disk: Path, driver: Driver) -
     assert str(driver.append(message(0))).startswith("full")
     taken = sum(path.stat().st_size for path in segment_files(lane_path))
     assert taken > 40_000
+    assert "No space left on device" in driver.trouble()
     subprocess.run(["mount", "-o", "remount,size=128k", small_disk], check=True)
+    assert driver.trouble() == "none"
     assert not isinstance(driver.append(message(99)), str)
     driver.close_lane()
     lane = open_lane(lane_path.parent, machine=REBOOTED)

@@ -48,7 +48,7 @@ def text(value: str) -> bytes:
 
 def welcome(number: int, value: Welcome) -> bytes:
     head = struct.pack("<HHQIB", *value.version, value.boot_epoch, value.table_crc, value.flags)
-    lines = "\n".join((value.broker_version, value.spool_path, *value.problems))
+    lines = "".join(f"{line}\n" for line in (value.broker_version, value.spool_path, *value.problems))
     return answer(AnswerKind.WELCOME, number, head + text(lines))
 
 
@@ -75,4 +75,5 @@ def refused(number: int, position: int, reason: str) -> bytes:
 
 def stats(number: int, value: Stats) -> bytes:
     lines = "".join(f"{name}\t{rule}\t{count}\n" for (rule, name), count in value.counters.items())
-    return answer(AnswerKind.STATS, number, text(lines), count=len(value.counters))
+    lines += "".join(f"problem\t{rule}\t{problem}\n" for rule, problem in value.problems.items())
+    return answer(AnswerKind.STATS, number, text(lines), count=len(value.counters) + len(value.problems))

@@ -86,7 +86,8 @@ def expected(vector: dict[str, Any]) -> control.Answer:
         return Clients(vector["last"], vector["offset"], tuple(ConnectedClient(*row) for row in vector["clients"]))
     if name == "refused":
         return Refused(vector["position"], vector["text"])
-    return Stats({(rule, counter): value for rule, counter, value in vector["counters"]})
+    counters = {(rule, counter): value for rule, counter, value in vector["counters"]}
+    return Stats(counters, dict(vector["problems"]))
 
 
 @pytest.mark.parametrize("vector", VECTORS["answers"], ids=lambda vector: str(vector["name"]))
@@ -120,7 +121,7 @@ def test_a_batch_is_read_as_it_was_made(batch: list[hook_codec.Operation], numbe
 
 @given(st.binary(max_size=200))
 def test_whatever_comes_is_an_answer_or_an_error(data: bytes) -> None:
-    for prefix in (b"", *(bytes((1, kind)) for kind in range(8))):
+    for prefix in (b"", *(bytes((1, kind)) for kind in range(9))):
         try:
             control.decode_answer(prefix + data)
         except ControlError:
