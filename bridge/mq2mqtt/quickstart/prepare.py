@@ -1,33 +1,46 @@
-"""`python -m mq2mqtt.quickstart.prepare`: get what a RocketMQ on the JVM needs, without starting it."""
+"""`python -m mq2mqtt.quickstart.prepare`: get what a RocketMQ on the JVM and Mosquitto's hook need; starts neither."""
 
 import argparse
 import asyncio
 import sys
+from collections.abc import Coroutine
 
 from mq2mqtt.quickstart.jars import rocketmq_jars
-from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_programs
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_mosquitto, require_programs
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 
 __all__ = ["main"]
 
 
 def main() -> int:
-    """Return 0, or 2 after one line on stderr that says what is missing."""
+    """Return 0, or 2 after a line on stderr for each thing that is missing."""
     parser = argparse.ArgumentParser(prog="python -m mq2mqtt.quickstart.prepare", description=__doc__)
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="also needed, such as javac")
     parser.add_argument(
         "--rocketmq-version", action="append", default=[], metavar="VERSION", help="also fetched; may be repeated"
     )
-    arguments = parser.parse_args()
+    parser.add_argument("--mosquitto", action="store_true", help="also Mosquitto, and what its hook is built with")
+    return asyncio.run(_prepare(parser.parse_args()))
+
+
+async def _prepare(arguments: argparse.Namespace) -> int:
+    # The second is of use without the first.
+    found = [await _managed(_rocketmq(arguments.programs, {DEFAULT_VERSION, *arguments.rocketmq_version}))]
+    if arguments.mosquitto:
+        found.append(await _managed(require_mosquitto(_say)))
+    return 0 if all(found) else 2
+
+
+async def _managed(work: Coroutine[None, None, object]) -> bool:
     try:
-        asyncio.run(_prepare(arguments.programs, {DEFAULT_VERSION, *arguments.rocketmq_version}))
+        await work
     except PrerequisiteError as error:
         _say(str(error))
-        return 2
-    return 0
+        return False
+    return True
 
 
-async def _prepare(programs: list[str], versions: set[str]) -> None:
+async def _rocketmq(programs: list[str], versions: set[str]) -> None:
     await require_programs(programs, _say)
     await require_java(_say)
     for version in sorted(versions):

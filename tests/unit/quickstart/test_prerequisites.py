@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_programs
+from mq2mqtt.quickstart import prerequisites
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_mosquitto, require_programs
 
 
 @pytest.fixture
 def bin_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only directory on the PATH; the user is not root."""
+    """The only directory with programs, headers and a policy for services; the user is not root."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(prerequisites, "_SYSTEM_PROGRAMS", str(tmp_path))
+    monkeypatch.setattr(prerequisites, "_INCLUDES", (tmp_path,))
+    monkeypatch.setattr(prerequisites, "_POLICY", tmp_path / "policy-rc.d")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     return tmp_path
 
@@ -65,3 +69,35 @@ async def test_a_failing_apt_is_one_line(bin_directory: Path, monkeypatch: pytes
     program(bin_directory, "apt-get", 'echo "E: no network"; exit 100')
     with pytest.raises(PrerequisiteError, match="`apt-get update` failed: E: no network; `apt install maven`"):
         await require_programs(["mvn"], lambda _: None)
+
+
+@pytest.mark.usefixtures("bin_directory")
+async def test_what_mosquittos_hook_is_built_with_is_named_with_its_packages() -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        await require_mosquitto(lambda _: None)
+    assert str(caught.value) == (
+        "missing here: mosquitto, cc, make, mosquitto_plugin.h, stdlib.h; "
+        "`apt install mosquitto gcc make mosquitto-dev libc6-dev`"
+    )
+
+
+@pytest.mark.parametrize("own_policy", [False, True])
+async def test_a_mosquitto_from_apt_does_not_start_its_service(
+    bin_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_policy: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    policy = bin_directory / "policy-rc.d"
+    if own_policy:
+        policy.write_text("of this machine")
+    # As invoke-rc.d asks it.
+    program(
+        bin_directory,
+        "apt-get",
+        f'{policy} mosquitto start; echo "Setting up: $?"; /bin/ln -sf /bin/true {bin_directory}/mosquitto',
+    )
+    shown: list[str] = []
+    assert await require_mosquitto(shown.append, build=False) == str(bin_directory / "mosquitto")
+    assert (shown[-1] == "  Setting up: 101") is not own_policy
+    assert policy.exists() is own_policy
