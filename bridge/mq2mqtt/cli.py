@@ -96,12 +96,15 @@ def quickstart(
     rocketmq: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Name server of a RocketMQ to use; default: start one.")
     ] = None,
+    mosquitto: Annotated[
+        bool, typer.Option("--mosquitto", help="Use a Mosquitto with the hook, and the sidecar; default: amqtt.")
+    ] = False,
 ) -> None:
     """Start a real RocketMQ and an MQTT broker with the bridge, and show a round trip both ways."""
     from mq2mqtt.quickstart.session import quickstart as session  # noqa: PLC0415 - the other commands start faster
 
     quiet_client()
-    raise typer.Exit(_run(session(once=once, rocketmq=rocketmq)))
+    raise typer.Exit(_run(session(once=once, rocketmq=rocketmq, mosquitto=mosquitto)))
 
 
 @app.command()

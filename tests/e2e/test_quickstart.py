@@ -16,6 +16,7 @@ from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 from tests.bridge_process import wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
+from tests.mosquitto import hook_library
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -66,8 +67,14 @@ def start(tmp_path: Path) -> Iterator[StartQuickstart]:
         quickstart.process.wait()
 
 
-def test_it_ends_after_the_round_trip_with_once(start: StartQuickstart, rocketmq: SharedRocketMQ) -> None:
-    quickstart = start("--once", "--rocketmq", rocketmq.namesrv)
+@pytest.mark.parametrize("options", [(), ("--mosquitto",)], ids=["amqtt", "mosquitto"])
+def test_it_ends_after_the_round_trip_with_once(
+    start: StartQuickstart, rocketmq: SharedRocketMQ, options: tuple[str, ...]
+) -> None:
+    if options:
+        # Skips where Mosquitto, or what the hook is built with, is missing.
+        hook_library()
+    quickstart = start("--once", "--rocketmq", rocketmq.namesrv, *options)
     assert quickstart.process.wait(DEADLINE) == 0, quickstart.output
     output = quickstart.output
     assert re.search(r"RocketMQ topic mq_sensors received .*celsius", output)

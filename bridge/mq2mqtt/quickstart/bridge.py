@@ -1,14 +1,16 @@
-"""`mq2mqtt run` as a child process, with a configuration that the quickstart writes."""
+"""`mq2mqtt run` or `sidecar` as a child process, with a configuration that the quickstart writes."""
 
 import asyncio
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import yaml
 
 from mq2mqtt.errors import BridgeError
+from mq2mqtt.quickstart.mosquitto import RunningMosquitto, find_hook
 from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.quickstart.prerequisites import Say
 from mq2mqtt.quickstart.process import Child
@@ -30,14 +32,15 @@ class BridgeFailedError(BridgeError):
 
 
 class RunningBridge:
-    """An amqtt broker with the bridge in it, as anybody runs it. Files are in `directory`."""
+    """An MQTT broker with the bridge, as anybody runs it: in amqtt, or beside Mosquitto. Files are in `directory`."""
 
     def __init__(self, directory: Path, *, namesrv: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self.config_file = directory / "mq2mqtt.yaml"
         self.log_file = directory / "bridge.log"
         self.mqtt_port = free_port(_MQTT_PORT)
         self.admin_url = f"http://127.0.0.1:{(admin_port := free_port(_ADMIN_PORT))}"
-        config = {
+        self._config: dict[str, Any] = {
             "node": "quickstart",
             "rocketmq": {"namesrv": namesrv},
             "spool": {"path": "spool"},
@@ -48,9 +51,24 @@ class RunningBridge:
                 {"id": "commands-in", "type": "inbound", "source": INBOUND_TOPIC, "target": "devices"},
             ],
         }
-        directory.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(yaml.safe_dump(config, sort_keys=False))
+        self.mosquitto: RunningMosquitto | None = None
         self._child: Child | None = None
+
+    async def use_mosquitto(self, say: Say) -> None:
+        """Run beside a Mosquitto with the hook, not in amqtt.
+
+        Raises:
+            PrerequisiteError: this machine has no Mosquitto, or no hook and nothing to build it with.
+        """
+        directory = self.config_file.parent / "mosquitto"
+        program, hook = await find_hook(directory / "hook", say)
+        self.mosquitto = RunningMosquitto(directory, program=program, hook=hook, port=self.mqtt_port)
+        del self._config["mqtt"]
+        self._config["spool"] = {"path": str(self.mosquitto.spool)}
+        self._config["host"] = {
+            "url": f"mqtt://127.0.0.1:{self.mqtt_port}",
+            "token": f"file://{self.mosquitto.token_file}",
+        }
 
     async def start(self, say: Say) -> None:
         """Start it and wait until every rule is up.
@@ -58,10 +76,14 @@ class RunningBridge:
         Raises:
             BridgeFailedError: it ended, or is not ready after a minute.
         """
-        say(f"starting the bridge: mq2mqtt run -c {self.config_file}")
+        self.config_file.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        if self.mosquitto is not None:
+            self.mosquitto.start(say)
+        command = "run" if self.mosquitto is None else "sidecar"
+        say(f"starting the bridge: mq2mqtt {command} -c {self.config_file}")
         self.log_file.write_bytes(b"")
         self._child = Child(
-            [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)],
+            [sys.executable, "-m", "mq2mqtt", command, "-c", str(self.config_file)],
             output=self.log_file,
             cwd=Path.cwd(),
         )
@@ -77,15 +99,18 @@ class RunningBridge:
             ) from exc
 
     def check(self) -> None:
-        """Raise `BridgeFailedError` if it has ended."""
-        if self._child is not None and self._child.exit_code is not None:
-            words = self._child.tail().splitlines() or ["no output"]
-            raise BridgeFailedError(f"the bridge ended with exit code {self._child.exit_code}: {words[-1]}")
+        """Raise `BridgeFailedError` if it, or Mosquitto, has ended."""
+        if self.mosquitto is not None and (words := self.mosquitto.last_words) is not None:
+            raise BridgeFailedError(f"Mosquitto ended with {words}")
+        if self._child is not None and (words := self._child.last_words) is not None:
+            raise BridgeFailedError(f"the bridge ended with {words}")
 
     async def stop(self) -> None:
-        """Stop it as a service manager does (SIGTERM) and wait. Idempotent."""
+        """Stop it, then Mosquitto, as a service manager does (SIGTERM) and wait. Idempotent."""
         if self._child is not None:
             await asyncio.to_thread(self._child.terminate, _STOP_DEADLINE)
+        if self.mosquitto is not None:
+            await asyncio.to_thread(self.mosquitto.stop)
 
     async def _readiness(self, http: aiohttp.ClientSession) -> str | None:
         """Return `None` when ready, else why not."""

@@ -62,6 +62,14 @@ class Child:
         data = self.output.read_bytes()[-_TAIL_BYTES:]
         return data.decode(errors="replace").strip()
 
+    @property
+    def last_words(self) -> str | None:
+        """Exit code and last line, once it has ended."""
+        if self.exit_code is None:
+            return None
+        words = self.tail().splitlines() or ["no output"]
+        return f"exit code {self.exit_code}: {words[-1]}"
+
     def pause(self) -> None:
         """Stop it where it is (SIGSTOP): its connections stay open and nothing answers."""
         self._process.send_signal(signal.SIGSTOP)

@@ -26,12 +26,13 @@ _INTERRUPTED = 130
 _CHECK_INTERVAL = 0.5
 
 
-async def quickstart(*, once: bool, rocketmq: str | None) -> int:
+async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool) -> int:
     """Run the guided tour in `var/quickstart` below the current directory.
 
     Args:
         once: end after the round trip, instead of staying up until SIGINT or SIGTERM.
         rocketmq: name server `HOST:PORT` to use, instead of starting a RocketMQ.
+        mosquitto: run the sidecar beside a Mosquitto with the hook, instead of the bridge in amqtt.
 
     Returns:
         Exit code: 0 when the round trip happened, 1 when it did not, 2 when this machine lacks something, 130 when
@@ -39,7 +40,8 @@ async def quickstart(*, once: bool, rocketmq: str | None) -> int:
     """
     happened = asyncio.Event()
     session = asyncio.create_task(
-        _session(_directory(), once=once, rocketmq=rocketmq, happened=happened), name="quickstart.session"
+        _session(_directory(), once=once, rocketmq=rocketmq, mosquitto=mosquitto, happened=happened),
+        name="quickstart.session",
     )
     try:
         with _on_signals(session.cancel):
@@ -71,7 +73,9 @@ def _on_signals(react: Callable[[], object]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _session(directory: Path, *, once: bool, rocketmq: str | None, happened: asyncio.Event) -> None:
+async def _session(
+    directory: Path, *, once: bool, rocketmq: str | None, mosquitto: bool, happened: asyncio.Event
+) -> None:
     """Bring everything up, in the order of the flow; whatever ends this takes it down in reverse."""
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(directory))
@@ -80,6 +84,8 @@ async def _session(directory: Path, *, once: bool, rocketmq: str | None, happene
         stack.push_async_callback(server.stop)
         await _need_topics(server.namesrv)
         bridge = RunningBridge(directory, namesrv=server.namesrv)
+        if mosquitto:
+            await bridge.use_mosquitto(typer.echo)
         stack.push_async_callback(bridge.stop)
         await bridge.start(typer.echo)
         typer.echo(f"ready: MQTT on 127.0.0.1:{bridge.mqtt_port}, rules telemetry-out and commands-in are up")
@@ -129,10 +135,12 @@ async def _need_topics(namesrv: str) -> None:
 
 
 def _invite(bridge: RunningBridge, namesrv: str) -> None:
+    mosquitto = bridge.mosquitto
     for line in (
         f"name server  {namesrv}",
         f"bridge log   {bridge.log_file}",
         f"config       {bridge.config_file}",
+        *([] if mosquitto is None else [f"mosquitto    {mosquitto.log_file}", f"             {mosquitto.config_file}"]),
         f"try          mosquitto_pub -h 127.0.0.1 -p {bridge.mqtt_port} -i GID_dev@@@me -q 1 -t sensors/hello -m hi",
         "             what reaches RocketMQ, or the device, is shown here",
         "stop         Ctrl-C",
