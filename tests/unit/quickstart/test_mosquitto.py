@@ -45,7 +45,7 @@ async def test_a_build_that_fails_is_one_line(tmp_path: Path) -> None:
 
 async def test_without_sources_it_says_where_a_hook_comes_from(tmp_path: Path) -> None:
     with pytest.raises(
-        PrerequisiteError, match="no mq2mqtt_hook.so is installed here: `make -C plugins/mosquitto_hook"
+        PrerequisiteError, match=r"no mq2mqtt_hook\.so is installed here: `make -C plugins/mosquitto_hook"
     ):
         await find_hook(tmp_path / "build", lambda _: None)
 
