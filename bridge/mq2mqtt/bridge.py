@@ -7,7 +7,7 @@ from loguru import logger
 from pydantic import BaseModel
 
 from mq2mqtt.admin.server import AdminServer
-from mq2mqtt.host import LaneWriter, MqttHost
+from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
@@ -41,7 +41,7 @@ class Bridge:
 
     The constructor opens the lanes and takes their locks; `start` connects. `intake` is what the host's adapter
     brings publishes to. A `writer` writes the lanes of outbound rules itself, in another process: then nothing is
-    brought to the intake but client events.
+    brought to the intake but client events. A `subscriber` fetches what devices publish, and has to know the rules.
 
     Raises:
         BridgeError: a lane cannot be used, or another process uses it.
@@ -54,13 +54,14 @@ class Bridge:
         *,
         link: RocketLink | None = None,
         writer: LaneWriter | None = None,
+        subscriber: Subscriber | None = None,
     ) -> None:
         self._settings = settings
         self.telemetry = Telemetry()
         self._instance = Instance(settings.spool.path)
         try:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
-            self._rules = RunningRules(Workplace(settings, host, self._link, writer), self.telemetry)
+            self._rules = RunningRules(Workplace(settings, host, self._link, writer, subscriber), self.telemetry)
             self._rules.apply(settings.rule_set)
             self._rules.open()
         except BaseException:

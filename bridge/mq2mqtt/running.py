@@ -83,6 +83,10 @@ class RunningRules:
                 self._employ(self._new_worker(rule))
         self._telemetry.arrange(rule.id for rule in rules)
         self.intake.apply(rules, self._lanes())
+        if self._place.subscriber is not None:
+            self._place.subscriber.go_by(rules)
+        for worker in self._workers.values():
+            self._tell_host_problem(worker)
         if self._opened:
             for _ in itertools.islice(self._tidy_up(), _FILES_AT_ONCE):
                 pass
@@ -193,16 +197,22 @@ class RunningRules:
 
     async def watch(self) -> None:
         """Look after what has no event; call it about once a second."""
-        problem = self._place.host.problem
         for worker in self._workers.values():
             with _guarded(worker):
                 worker.watch()
-                if problem is None:
-                    worker.telemetry.rule_up(Trouble.HOST)
-                else:
-                    worker.telemetry.rule_down(Trouble.HOST, problem)
+                self._tell_host_problem(worker)
         for _ in self._tidy_up():
             await asyncio.sleep(0)
+
+    def _tell_host_problem(self, worker: Worker) -> None:
+        place = self._place
+        problem = place.host.problem
+        if problem is None and place.subscriber is not None:
+            problem = place.subscriber.problem_of(worker.telemetry.rule_id)
+        if problem is None:
+            worker.telemetry.rule_up(Trouble.HOST)
+        else:
+            worker.telemetry.rule_down(Trouble.HOST, problem)
 
     async def check_groups(self) -> None:
         """Look for other bridges in the rules' own consumer groups."""

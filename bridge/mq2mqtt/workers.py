@@ -9,7 +9,7 @@ from loguru import logger
 
 from mq2mqtt.downlink import Downlink
 from mq2mqtt.errors import LaneError
-from mq2mqtt.host import LaneWriter, MqttHost
+from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.outlet import Outlet, is_lane
@@ -34,6 +34,8 @@ class Workplace:
     link: RocketLink
     writer: LaneWriter | None = None
     """Who writes the lanes of outbound rules, if not this process."""
+    subscriber: Subscriber | None = None
+    """Who fetches what devices publish, if nobody brings it."""
 
     def directory(self, rule_id: str) -> Path:
         """Return `spool/<rule id>`."""

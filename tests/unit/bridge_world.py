@@ -7,7 +7,7 @@ from typing import Any, Self
 import aiohttp
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.host import LaneWriter
+from mq2mqtt.host import LaneWriter, Subscriber
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import MqttMessage, RocketMessage
@@ -28,6 +28,7 @@ class World:
         cluster: MemoryCluster | None = None,
         client_id: str = "bridge",
         writer: LaneWriter | None = None,
+        subscriber: Subscriber | None = None,
         max_bytes: str = "32MiB",
     ) -> None:
         self._max_bytes = max_bytes
@@ -35,7 +36,7 @@ class World:
         self.cluster = cluster or MemoryCluster()
         self.host = MemoryHost()
         self.link = MemoryLink(cluster=self.cluster, client_id=client_id)
-        self.bridge = Bridge(self.settings(*rules), self.host, link=self.link, writer=writer)
+        self.bridge = Bridge(self.settings(*rules), self.host, link=self.link, writer=writer, subscriber=subscriber)
         self.host.intake = self.bridge.intake
 
     def settings(self, *rules: dict[str, Any]) -> Settings:

@@ -21,6 +21,7 @@ __all__ = [
     "MqttHost",
     "Outcome",
     "Settled",
+    "Subscriber",
     "TopicRoute",
 ]
 
@@ -134,6 +135,16 @@ class LaneWriter(Protocol):
 
     def refused(self, rule_id: str) -> int:
         """How many publishes the writer has refused so far for want of space, as far as it has told."""
+
+
+class Subscriber(Protocol):
+    """A host that fetches what devices publish, as a client of the broker: it subscribes for each outbound rule."""
+
+    def go_by(self, rules: RuleSet) -> None:
+        """Subscribe for these rules: now, or when the broker can be reached."""
+
+    def problem_of(self, rule_id: str) -> str | None:
+        """Why nothing can be fetched or published for one rule, for an operator; `None` when it can."""
 
 
 @dataclass(frozen=True, slots=True)
