@@ -1,34 +1,44 @@
-"""One MQTT 5 connection to the broker. Whoever makes it decides what comes after it has ended."""
+"""One MQTT 5 connection to a broker: paho-mqtt on the event loop. Nothing else of the bridge knows paho.
+
+A connection is never mended: whoever made it decides what comes after it has ended.
+"""
 
 import asyncio
 import ssl
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from mq2mqtt_mosquitto.mqtt5 import (
-    PINGREQ,
-    Connack,
-    Decoder,
-    Disconnect,
-    MqttError,
-    Packet,
-    Publish,
-    Suback,
-    connect_packet,
-    disconnect_packet,
-    publish_packet,
-    reason_text,
-    subscribe_packet,
-)
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.exception import MQTTException
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
-__all__ = ["Login", "MqttClient"]
+from mq2mqtt.message import MqttProperties
 
-KEEPALIVE_SECONDS = 10
+__all__ = ["NO_SUBSCRIBER", "SESSION_FOREVER", "Incoming", "Login", "MqttClient", "MqttError", "Subscription"]
+
+SESSION_FOREVER: Final = 0xFFFFFFFF
+"""Session expiry: the broker keeps the session until it is taken up again."""
+NO_SUBSCRIBER: Final = 0x10
+"""Reason with which a broker may acknowledge a publish that nobody has subscribed to."""
+
+_KEEPALIVE_SECONDS = 10
+_LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 _FAILURE = 0x80
 _PORT, _TLS_PORT = 1883, 8883
+_PACKETS_AT_ONCE = 32
+_FULL_BYTES = 1 << 20
+
+
+class MqttError(Exception):
+    """The broker refused something, or ended the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,171 +49,348 @@ class Login:
     client_id: str
     username: str | None = None
     password: str | None = None
+    tls: ssl.SSLContext | None = None
+    """For `mqtts://`; `None`: the system's certificate authorities."""
+    clean_start: bool = False
+    session_expiry: int = SESSION_FOREVER
+    """Seconds for which the broker keeps the session when the connection has ended."""
+    receive_maximum: int = 0xFFFF
+    """Messages with QoS 1 and 2 that may come before one is acknowledged, at most."""
 
 
-class MqttClient(asyncio.Protocol):
+class Subscription(NamedTuple):
+    """A topic filter and how its messages are to come."""
+
+    topic_filter: str
+    qos: int = 0
+    no_local: bool = False
+    """Without what this client publishes itself."""
+    retained: bool = False
+    """Whether retained messages come when it is made."""
+
+
+class Incoming(NamedTuple):
+    """A message that the broker sent."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    properties: MqttProperties | None
+    packet_id: int
+
+
+class MqttClient:
     """A connection. `closed` gets the reason when it ends, however that happens."""
 
-    def __init__(self, received: Callable[[str, bytes], None], room: Callable[[], None]) -> None:
+    def __init__(self, login: Login, received: Callable[[Incoming], None], room: Callable[[], None]) -> None:
         """Use `MqttClient.connect`."""
+        self._login = login
         self._received = received
         self._room = room
-        self._decoder = Decoder()
-        self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._connack: asyncio.Future[Connack] = self._loop.create_future()
+        self._paho = _new_paho(login)
+        self._connected: asyncio.Future[tuple[bool, ReasonCode]] = self._loop.create_future()
         # Bounded: whoever subscribes waits for the answer.
-        self._subacks: dict[int, asyncio.Future[Suback]] = {}
-        self._last_id = 0
-        self._heard = True
-        self._pinging: asyncio.TimerHandle | None = None
-        self.is_full = False
-        """Whether the connection has more to send than is good; `room` is called when it has not any more."""
+        self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
+        # Bounded by the windows of those who publish.
+        self._unacknowledged: dict[int, Callable[[int], None]] = {}
+        self._descriptor = -1
+        self._is_writing = self._has_writer = False
+        self._unsent_bytes = 0
+        self._heard = 0
+        self._looking: asyncio.TimerHandle | None = None
+        self.session_present = False
+        """Whether the broker had kept this client's session."""
         self.closed: asyncio.Future[str] = self._loop.create_future()
 
     @classmethod
-    async def connect(cls, login: Login, *, received: Callable[[str, bytes], None], room: Callable[[], None]) -> Self:
-        """Connect. `received` gets each message's topic and payload.
+    async def connect(cls, login: Login, *, received: Callable[[Incoming], None], room: Callable[[], None]) -> Self:
+        """Connect. `received` gets each message; what is not acknowledged comes again in a later connection.
 
         Raises:
             OSError: there is no connection.
             MqttError: the broker lets nobody in like this.
         """
-        loop = asyncio.get_running_loop()
-        client = cls(received, room)
-        url = urlsplit(login.url)
+        client = cls(login, received, room)
         async with asyncio.timeout(_ANSWER_SECONDS):
-            if url.scheme == "unix":
-                await loop.create_unix_connection(lambda: client, url.path)
-            else:
-                tls = ssl.create_default_context() if url.scheme == "mqtts" else None
-                port = url.port or (_TLS_PORT if tls else _PORT)
-                await loop.create_connection(lambda: client, url.hostname or "", port, ssl=tls)
+            # It blocks: name lookup, TCP, TLS. paho's callbacks are set only when it is back on this thread.
+            await asyncio.to_thread(client._paho.reconnect)
+            client._attach()
             try:
-                await client._log_in(login)
+                await client._log_in()
             except BaseException:
                 client.close()
                 raise
-        client._ping()
         return client
 
-    async def _log_in(self, login: Login) -> None:
-        self._write(
-            connect_packet(
-                client_id=login.client_id,
-                username=login.username,
-                password=login.password,
-                keepalive=KEEPALIVE_SECONDS,
-            )
-        )
-        waited: list[asyncio.Future[Any]] = [self._connack, self.closed]
+    async def _log_in(self) -> None:
+        waited: list[asyncio.Future[Any]] = [self._connected, self.closed]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if not self._connack.done():
-            raise MqttError(f"the broker closed the connection: {self.closed.result()}")
-        if self._connack.result().reason >= _FAILURE:
-            raise MqttError(
-                f"the broker refuses client id {login.client_id}: {reason_text(self._connack.result().reason)}"
-            )
+        if not self._connected.done():
+            raise MqttError(f"the broker ended the connection before it let anybody in: {self.closed.result()}")
+        self.session_present, reason = self._connected.result()
+        if reason.value >= _FAILURE:
+            raise MqttError(f"the broker refuses client id {self._login.client_id}: {reason}")
 
     # -- sending --
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Send with QoS 0; nothing once the connection is closed."""
-        self._write(publish_packet(topic, payload))
+    @property
+    def is_full(self) -> bool:
+        """Whether there is more to send than is good; `room` is called when all is sent."""
+        return self._unsent_bytes > _FULL_BYTES
 
-    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
-        """Subscribe to topic filters, each with its QoS.
+    def publish(  # noqa: PLR0913 - the fields of PUBLISH
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        properties: MqttProperties | None = None,
+        done: Callable[[int], None] | None = None,
+    ) -> None:
+        """Send a message; nothing once the connection is closed.
+
+        `done`, for QoS 1 and 2, is called with the broker's reason (0 or `NO_SUBSCRIBER`; from 0x80 on it refuses), and
+        not at all if the connection ends before. A later connection does not know which of them the broker has got:
+        with QoS 2 it should begin with `clean_start`.
+
+        Raises:
+            ValueError: the topic holds a wildcard, or a property has a value that MQTT does not have.
+        """
+        try:
+            packed = None if properties is None else _pack(properties)
+            info = self._paho.publish(topic, payload, qos, retain, packed)
+        except (MQTTException, struct.error) as error:
+            raise ValueError(f"a property does not fit: {error}") from error
+        if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._unsent_bytes += len(payload)
+            if qos and done is not None:
+                self._unacknowledged[info.mid] = done
+
+    def acknowledge(self, message: Incoming) -> None:
+        """Tell the broker that it need not send `message` again; nothing once the connection is closed.
+
+        With QoS 2 the broker hands it over before it is `received`: what must survive this process is subscribed with
+        QoS 1.
+        """
+        if message.qos:
+            self._paho.ack(message.packet_id, message.qos)
+
+    async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        """Subscribe.
 
         Raises:
             MqttError: the broker refuses one, or does not answer.
         """
-        self._last_id = self._last_id % 0xFFFF + 1
-        number = self._last_id
-        answer: asyncio.Future[Suback] = self._loop.create_future()
-        self._subacks[number] = answer
-        self._write(subscribe_packet(number, filters))
+        options = [(one.topic_filter, _options(one)) for one in subscriptions]
+        await self._ask("subscription to", [name for name, _ in options], self._paho.subscribe(options))
+
+    async def unsubscribe(self, topic_filters: Sequence[str]) -> None:
+        """End subscriptions.
+
+        Raises:
+            MqttError: the broker refuses one, or does not answer.
+        """
+        await self._ask("end of the subscription to", topic_filters, self._paho.unsubscribe(list(topic_filters)))
+
+    async def _ask(self, what: str, names: Sequence[str], sent: tuple[MQTTErrorCode, int | None]) -> None:
+        _, number = sent
+        if number is None:
+            raise MqttError("the connection is closed")
+        answer: asyncio.Future[list[ReasonCode]] = self._loop.create_future()
+        self._answers[number] = answer
         waited: list[asyncio.Future[Any]] = [answer, self.closed]
         try:
             await asyncio.wait(waited, timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            del self._subacks[number]
+            del self._answers[number]
         if not answer.done():
-            raise MqttError("the broker did not answer a subscription")
-        for (name, _), reason in zip(filters, answer.result().reasons, strict=False):
-            if reason >= _FAILURE:
-                raise MqttError(f"the broker refuses the subscription to {name}: {reason_text(reason)}")
-
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def _ping(self) -> None:
-        """Keep the connection alive, and find out whether it is."""
-        if self.closed.done():
-            return
-        if not self._heard:
-            self._end("the broker does not answer")
-            return
-        self._heard = False
-        self._write(PINGREQ)
-        self._pinging = self._loop.call_later(KEEPALIVE_SECONDS / 2, self._ping)
+            raise MqttError(f"the broker does not answer a {what} {', '.join(names)}")
+        for name, reason in zip(names, answer.result(), strict=False):
+            if reason.value >= _FAILURE:
+                raise MqttError(f"the broker refuses the {what} {name}: {reason}")
 
     def close(self) -> None:
         """Say goodbye and close. Idempotent."""
-        self._write(disconnect_packet())
-        if self._transport is not None:
-            self._transport.close()
-        self._ended("closed")
+        self._end("closed")
+        self._paho.disconnect()
+        self._paho.loop_write()
+        # It is open still where there was no room for the goodbye.
+        if (connection := self._paho.socket()) is not None:
+            self._detach()
+            connection.close()
 
-    # -- receiving: asyncio calls these --
+    # -- between paho and the event loop --
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        # uvloop's are none by inheritance.
-        self._transport = cast("asyncio.Transport", transport)
+    def _attach(self) -> None:
+        client = self._paho
+        client.on_connect = lambda _, __, flags, reason, ___: self._let_in(flags.session_present, reason)
+        client.on_message = lambda _, __, message: self._take(message)
+        client.on_publish = lambda _, __, number, reason, ___: self._acknowledged(number, reason)
+        client.on_subscribe = lambda _, __, number, reasons, ___: self._answered(number, reasons)
+        client.on_unsubscribe = lambda _, __, number, reasons, ___: self._answered(number, reasons)
+        client.on_disconnect = lambda _, __, flags, reason, ___: self._lost(flags, reason)
+        client.on_socket_close = lambda _, __, ___: self._detach()
+        client.on_socket_register_write = lambda _, __, ___: self._write_soon()
+        connection = client.socket()
+        if connection is None:
+            self._end("the broker closed the connection")
+            return
+        self._descriptor = connection.fileno()
+        self._loop.add_reader(self._descriptor, self._read)
+        self._write_soon()
+        self._look()
 
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        self._heard = True
+    def _detach(self) -> None:
+        if self._descriptor >= 0:
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
+            self._descriptor = -1
+
+    def _read(self) -> None:
+        """Take what came; the rest in a later turn of the loop."""
+        for _ in range(_PACKETS_AT_ONCE):
+            heard = self._heard
+            if not self._guarded(self._paho.loop_read):
+                return
+            connection = self._paho.socket()
+            is_more_decrypted = isinstance(connection, ssl.SSLSocket) and connection.pending() > 0
+            if heard == self._heard and not is_more_decrypted:
+                return
+        # What TLS has decrypted already makes no socket readable.
+        self._loop.call_soon(self._read)
+
+    def _write_soon(self) -> None:
+        # Not at once: paho may be in one of its callbacks, and must not write there.
+        if not self._is_writing:
+            self._is_writing = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._is_writing = False
+        if self._descriptor < 0 or not self._guarded(self._paho.loop_write) or self._descriptor < 0:
+            return
+        wants_more = self._paho.want_write()
+        if wants_more and not self._has_writer:
+            self._loop.add_writer(self._descriptor, self._write)
+        elif not wants_more:
+            if self._has_writer:
+                self._loop.remove_writer(self._descriptor)
+            was_full, self._unsent_bytes = self.is_full, 0
+            if was_full:
+                self._room()
+        self._has_writer = wants_more
+
+    def _look(self) -> None:
+        """Have paho keep the connection alive, and find out whether it is."""
+        if self._guarded(self._paho.loop_misc):
+            self._looking = self._loop.call_later(_LOOK_SECONDS, self._look)
+
+    def _guarded(self, step: Callable[[], MQTTErrorCode]) -> bool:
+        """Do a step of paho's; return whether the connection goes on."""
         try:
-            for packet in self._decoder.feed(data):
-                self._take(packet)
-        except MqttError as error:
-            self._end(str(error))
+            step()
+        except Exception as error:  # noqa: BLE001 - whatever the broker sends that paho cannot read
+            self._end(f"unexpected answer of the broker: {error!r}")
+            self.close()
+        return not self.closed.done()
 
-    def _take(self, packet: Packet) -> None:
-        if isinstance(packet, Publish):
-            self._received(packet.topic, packet.payload)
-        elif isinstance(packet, Connack):
-            if not self._connack.done():
-                self._connack.set_result(packet)
-        elif isinstance(packet, Suback):
-            answer = self._subacks.get(packet.packet_id)
-            if answer is not None and not answer.done():
-                answer.set_result(packet)
-        elif isinstance(packet, Disconnect):
-            self._end(reason_text(packet.reason))
+    # -- what paho tells --
 
-    def pause_writing(self) -> None:
-        """See `asyncio.Protocol`."""
-        self.is_full = True
+    def _let_in(self, session_present: bool, reason: ReasonCode) -> None:  # noqa: FBT001 - see `_attach`
+        if not self._connected.done():
+            self._connected.set_result((session_present, reason))
 
-    def resume_writing(self) -> None:
-        """See `asyncio.Protocol`."""
-        self.is_full = False
-        self._room()
+    def _take(self, message: paho.MQTTMessage) -> None:
+        self._heard += 1
+        properties = None if message.properties is None else _unpack(message.properties)
+        self._received(
+            Incoming(message.topic, bytes(message.payload), message.qos, message.retain, properties, message.mid)
+        )
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
-        self._ended(str(exc) if exc else "the broker closed the connection")
+    def _acknowledged(self, number: int, reason: ReasonCode) -> None:
+        self._heard += 1
+        done = self._unacknowledged.pop(number, None)
+        if done is not None:
+            done(reason.value)
+
+    def _answered(self, number: int, reasons: list[ReasonCode]) -> None:
+        answer = self._answers.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(reasons)
+
+    def _lost(self, flags: paho.DisconnectFlags, reason: ReasonCode) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._end(f"the broker says: {reason}")
+        elif reason.getName() == "Keep alive timeout":
+            self._end("the broker does not answer")
+        else:
+            self._end("the broker closed the connection")
 
     def _end(self, reason: str) -> None:
-        self._ended(reason)
-        if self._transport is not None:
-            self._transport.abort()
-
-    def _ended(self, reason: str) -> None:
-        if self._pinging is not None:
-            self._pinging.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if not self.closed.done():
             self.closed.set_result(reason)
+
+
+def _new_paho(login: Login) -> paho.Client:
+    url = urlsplit(login.url)
+    is_unix = url.scheme == "unix"
+    client = paho.Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=login.client_id,
+        protocol=paho.MQTTv5,
+        transport="unix" if is_unix else "tcp",
+        reconnect_on_failure=False,
+        manual_ack=True,
+    )
+    client.username_pw_set(login.username, login.password)
+    if url.scheme == "mqtts":
+        client.tls_set_context(login.tls)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = login.session_expiry
+    properties.ReceiveMaximum = login.receive_maximum
+    client.connect_async(
+        url.path if is_unix else url.hostname or "",
+        url.port or (_TLS_PORT if url.scheme == "mqtts" else _PORT),
+        keepalive=_KEEPALIVE_SECONDS,
+        clean_start=login.clean_start,
+        properties=properties,
+    )
+    return client
+
+
+def _options(subscription: Subscription) -> SubscribeOptions:
+    return SubscribeOptions(
+        qos=subscription.qos,
+        noLocal=subscription.no_local,
+        retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        if subscription.retained
+        else SubscribeOptions.RETAIN_DO_NOT_SEND,
+    )
+
+
+def _pack(properties: MqttProperties) -> Properties:
+    packed = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if properties.content_type is not None:
+        packed.ContentType = properties.content_type
+    if properties.expiry_seconds is not None:
+        packed.MessageExpiryInterval = properties.expiry_seconds
+    if properties.user:
+        packed.UserProperty = list(properties.user)
+    # paho finds out what does not fit when it has taken note of the message already.
+    packed.pack()  # type: ignore[no-untyped-call]
+    return packed
+
+
+def _unpack(packed: Properties) -> MqttProperties | None:
+    if packed.isEmpty():  # type: ignore[no-untyped-call]
+        return None
+    return MqttProperties(
+        content_type=getattr(packed, "ContentType", None),
+        expiry_seconds=getattr(packed, "MessageExpiryInterval", None),
+        user=tuple(getattr(packed, "UserProperty", ())),
+    )

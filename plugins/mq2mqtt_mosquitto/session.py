@@ -9,7 +9,7 @@ from typing import Any, Final
 from loguru import logger
 
 from mq2mqtt.settings import Settings
-from mq2mqtt_mosquitto.client import Login, MqttClient
+from mq2mqtt_mosquitto.client import Incoming, Login, MqttClient, MqttError, Subscription
 from mq2mqtt_mosquitto.control import (
     ANSWER_TOPIC,
     CONTROL_TOPIC,
@@ -29,7 +29,6 @@ from mq2mqtt_mosquitto.control import (
     encode_operation,
 )
 from mq2mqtt_mosquitto.deliveries import Deliveries
-from mq2mqtt_mosquitto.mqtt5 import MqttError
 from mq2mqtt_mosquitto.presence import Presence
 
 __all__ = ["Session"]
@@ -129,7 +128,7 @@ class Session:
             self._client = None
 
     async def _open(self, client: MqttClient) -> None:
-        await client.subscribe([(RESULTS_TOPIC, 0)])
+        await client.subscribe([Subscription(RESULTS_TOPIC)])
         try:
             welcome = await self._ask(OperationCode.HELLO)
         except TimeoutError:
@@ -179,7 +178,7 @@ class Session:
         parents = [f"{parent}/#" for parent in self._parents if parent not in self._subscribed]
         if parents:
             # Wills pass by the hook on their way to a subscriber; it denies us all else that we subscribe to.
-            await client.subscribe([(name, 1) for name in parents])
+            await client.subscribe([Subscription(name, qos=1) for name in parents])
             self._subscribed.update(self._parents)
         pushed = self._pushed_crc if in_force is None else in_force
         crc, table = self._table_crc, self._table
@@ -232,11 +231,11 @@ class Session:
         self._client.publish(CONTROL_TOPIC, batch)
         return True
 
-    def _received(self, topic: str, payload: bytes) -> None:
-        if topic not in {ANSWER_TOPIC, RESULTS_TOPIC}:
+    def _received(self, message: Incoming) -> None:
+        if message.topic not in {ANSWER_TOPIC, RESULTS_TOPIC}:
             return
         try:
-            number, answer = decode_answer(payload)
+            number, answer = decode_answer(message.payload)
         except ControlError as error:
             logger.error("the hook sent what is no answer: {}", error)
             return

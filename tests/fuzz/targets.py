@@ -34,7 +34,6 @@ from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt_amqtt.announce import decode
 from mq2mqtt_amqtt.packets import MalformedPacketError, parse_publish
 from mq2mqtt_mosquitto.control import ControlError, decode_answer
-from mq2mqtt_mosquitto.mqtt5 import Decoder, MqttError
 from mq2mqtt_mosquitto.presence import Presence
 from tests.fuzz.stored import stored_message
 from tests.unit.rocketmq.golden import golden_bytes
@@ -246,13 +245,6 @@ _PACKETS = (
 # -- the sidecar --
 
 
-def _mqtt5(data: bytes) -> None:
-    whole = Decoder().feed(data)
-    decoder = Decoder()
-    # However the stream is cut, it means the same.
-    assert whole == [*decoder.feed(data[: len(data) // 2]), *decoder.feed(data[len(data) // 2 :])]
-
-
 def _client_event(data: bytes) -> None:
     told: list[ClientEvent] = []
     presence = Presence(tell=told.append, ask=lambda: None)
@@ -262,12 +254,6 @@ def _client_event(data: bytes) -> None:
 
 _ANSWERS = tuple(
     bytes.fromhex(vector["bytes"]) for vector in json.loads((_DATA / "control_v1.json").read_text())["answers"]
-)
-_MQTT5 = (
-    b"\x20\x03\0\0\0",
-    b"\x30\x0d\0\x0a$mq2mqtt/v\0",
-    b"\x90\x04\0\1\0\0",
-    b"\xd0\0\xe0\1\x8e",
 )
 _EVENT = b'{"type":"connect","channelId":"0-1","clientIp":"::1","time":1,"cleanSession":true}'
 
@@ -327,7 +313,6 @@ TARGETS: dict[str, Target] = {
     "parked": Target(_parked, (LaneError,), (_RECORD,)),
     "publish": Target(_publish, (MalformedPacketError,), (b"\x32\0\3a/b\0\1body", b"\x31\0\3a/bbody")),
     "packet": Target(_packet, (MalformedPacketError, MQTTError, AMQTTError), _PACKETS),
-    "mqtt5": Target(_mqtt5, (MqttError,), (*_MQTT5, b"".join(_MQTT5))),
     "control-answer": Target(decode_answer, (ControlError,), _ANSWERS),
     "client-event": Target(
         _client_event, (), (_EVENT, _EVENT.replace(b"connect", b"tcpclean"), _EVENT.replace(b"1,", b"1e999,"))
