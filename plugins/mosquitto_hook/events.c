@@ -68,7 +68,7 @@ static void tell(struct events *events, const char *type, const struct client *c
 void events_open(struct events *events, const char *spool)
 {
 	char path[LANE_TEXT_BYTES];
-	const struct lane_options options = {MAX_BYTES, false, log_warning};
+	const struct lane_options options = {.max_bytes = MAX_BYTES, .remark = log_warning};
 	snprintf(path, sizeof path, "%s/" EVENTS_LANE, spool);
 	events->epoch = machine_now_us();
 	events->lane = lane_open(path, &options, events->problem);

@@ -13,7 +13,7 @@
 static void open_lane(struct exports *exports, struct export *export)
 {
 	char path[LANE_TEXT_BYTES];
-	const struct lane_options options = {exports->table->max_bytes, exports->table->power, log_warning};
+	const struct lane_options options = {exports->table->max_bytes, exports->table->power, exports->syncer, log_warning};
 	snprintf(path, sizeof path, "%s/%s", exports->spool, export->rule);
 	export->tried_us = machine_now_us();
 	export->lane = lane_open(path, &options, export->problem);
@@ -60,7 +60,7 @@ static bool same_lanes(const struct table *a, const struct table *b)
 
 bool exports_apply(struct exports *exports, struct table *table)
 {
-	struct exports next = {exports->spool, table, calloc(table->count ? table->count : 1, sizeof *next.by_parent)};
+	struct exports next = {exports->spool, exports->syncer, table, calloc(table->count ? table->count : 1, sizeof *next.by_parent)};
 	/* First what may fail, so that a failure changes nothing. */
 	for (size_t i = 0; next.by_parent && i < table->count; i++)
 		if (table->parents[i].rule && !(next.by_parent[i] = make_export(table->parents[i].rule))) {
@@ -77,7 +77,7 @@ bool exports_apply(struct exports *exports, struct table *table)
 			free_export(next.by_parent[i]);
 			next.by_parent[i] = old;
 		}
-		if (old && !same_lanes(exports->table, table)) {
+		if (old && old->lane && !lane_has_failed(old->lane) && !same_lanes(exports->table, table)) {
 			lane_close(old->lane);
 			old->lane = NULL;
 		}

@@ -17,6 +17,7 @@ struct export {
 
 struct exports {
 	const char *spool;
+	struct syncer *syncer;   /* NULL: a message of durability `power` is on the disk when it is acknowledged */
 	struct table *table;     /* NULL: nothing is exported */
 	struct export **by_parent; /* of each of the table's parents; NULL where there is no lane */
 };

@@ -207,6 +207,7 @@ static bool register_all(struct hook *hook)
 static void free_hook(struct hook *hook)
 {
 	exports_free(&hook->exports);
+	syncer_stop(hook->exports.syncer);
 	clients_free(&hook->clients);
 	results_clear(&hook->results);
 	buffer_free(&hook->will.client_id);
@@ -229,6 +230,10 @@ static bool start(struct hook *hook, const struct mosquitto_opt *options, int co
 	}
 	broker_init();
 	hook->exports.spool = hook->options.spool;
+	if (hook->options.sync_ms && !(hook->exports.syncer = syncer_start(hook->options.sync_ms))) {
+		log_error("plugin_opt_sync_ms: cannot start a thread: %s", strerror(errno));
+		return false;
+	}
 	return register_all(hook);
 }
 

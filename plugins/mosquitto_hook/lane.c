@@ -37,6 +37,7 @@ struct lane {
 	uint64_t unsent;    /* bytes of frames from the cursor on, as of the last look at it */
 	uint64_t next_base; /* a segment that has to begin there before anything is appended; 0 for none */
 	bool shared;        /* with the group of the spool directory */
+	struct synced synced; /* `file`, as the syncer knows it */
 	bool failed;        /* after a failed fdatasync nobody knows what is on the disk */
 	size_t refused;     /* bytes of the frame that was refused last, while none was taken since; else 0 */
 	char problem[LANE_TEXT_BYTES];
@@ -70,11 +71,28 @@ static int make_file(struct lane *lane, const char *name, int flags)
 	return file;
 }
 
+static bool has_syncer(const struct lane *lane)
+{
+	return lane->options.power && lane->options.syncer;
+}
+
 static void forget_file(struct lane *lane)
 {
-	if (lane->file >= 0)
-		close(lane->file);
+	if (lane->file < 0)
+		return;
+	if (has_syncer(lane))
+		syncer_remove(lane->options.syncer, &lane->synced);
+	close(lane->file);
 	lane->file = -1;
+}
+
+/* Appends to `file` from now on. */
+static void take_file(struct lane *lane, int file)
+{
+	forget_file(lane);
+	lane->file = file;
+	if (has_syncer(lane))
+		syncer_add(lane->options.syncer, &lane->synced, file);
 }
 
 /* Begins the segment `base` and appends to it from now on. On failure nothing has changed and errno says why. */
@@ -102,7 +120,7 @@ static bool roll(struct lane *lane, uint64_t base)
 	if (whole && (lane->options.power || base != header.previous_end))
 		/* Were a segment lost whose first offset was chosen, the same offsets would be chosen again where the clock
 		 * restarts in the past. */
-		whole = fdatasync(file) == 0 && fsync(lane->directory) == 0;
+		whole = machine_sync(file) == 0 && fsync(lane->directory) == 0;
 	if (!whole) {
 		int error = errno;
 		close(file);
@@ -110,8 +128,7 @@ static bool roll(struct lane *lane, uint64_t base)
 		errno = error;
 		return false;
 	}
-	forget_file(lane);
-	lane->file = file;
+	take_file(lane, file);
 	lane->next_base = 0;
 	chain_add(&lane->chain, (struct segment){.base = base, .end = base, .size = SEGMENT_HEADER_BYTES});
 	return true;
@@ -131,7 +148,7 @@ static bool reopen(struct lane *lane)
 		errno = error;
 		return false;
 	}
-	lane->file = file;
+	take_file(lane, file);
 	return true;
 }
 
@@ -357,9 +374,22 @@ static ssize_t write_frame(int file, const struct frame *frame, size_t size)
 	return writev(file, parts, sizeof parts / sizeof *parts);
 }
 
+/* Whether a sync failed: the kernel reports that once and may say yes the next time, so never try again. */
+static bool sync_failed(struct lane *lane, int error)
+{
+	if (error && !lane->failed) {
+		lane->failed = true;
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: fdatasync failed, restart the broker: %s", lane->path,
+			strerror(error));
+	}
+	return lane->failed;
+}
+
 static enum lane_result append(struct lane *lane, const struct frame *frame, size_t size)
 {
 	enum lane_result room = make_room(lane, size);
+	if (sync_failed(lane, atomic_load(&lane->synced.error)))
+		return LANE_FAILED;
 	if (room != LANE_WRITTEN)
 		return room;
 	ssize_t written = write_frame(lane->file, frame, size);
@@ -371,12 +401,10 @@ static enum lane_result append(struct lane *lane, const struct frame *frame, siz
 			forget_file(lane);
 		return refuse(lane, error);
 	}
-	if (lane->options.power && fdatasync(lane->file) != 0) {
-		lane->failed = true;
-		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: fdatasync failed, restart the broker: %s", lane->path,
-			strerror(errno));
+	if (has_syncer(lane))
+		atomic_store(&lane->synced.dirty, true);
+	else if (lane->options.power && machine_sync(lane->file) != 0 && sync_failed(lane, errno))
 		return LANE_FAILED;
-	}
 	last_of(lane)->end++;
 	last_of(lane)->size += size;
 	lane->unsent += size;
@@ -400,7 +428,7 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame)
 
 const char *lane_trouble(struct lane *lane)
 {
-	if (lane->failed)
+	if (sync_failed(lane, atomic_load(&lane->synced.error)))
 		return lane->problem;
 	if (lane->refused == 0 || make_room(lane, lane->refused) != LANE_WRITTEN)
 		return lane->refused ? lane->problem : NULL;
@@ -426,6 +454,11 @@ uint64_t lane_unsent_bytes(const struct lane *lane)
 const char *lane_problem(const struct lane *lane)
 {
 	return lane->problem;
+}
+
+bool lane_has_failed(const struct lane *lane)
+{
+	return lane->failed;
 }
 
 void lane_close(struct lane *lane)

@@ -1,10 +1,12 @@
 /* The writing end of a lane: append-only segment files under `spool/<rule id>/` (docs/spool.md).
  *
- * A write into the page cache before PUBACK survives `kill -9` of the broker; with `power` an fdatasync follows each. */
+ * A write into the page cache before PUBACK survives `kill -9` of the broker; with `power` an fdatasync follows each, or
+ * a thread does it every so often. */
 #ifndef MQ2MQTT_LANE_H
 #define MQ2MQTT_LANE_H
 
 #include "frame.h"
+#include "syncer.h"
 
 #define LANE_TEXT_BYTES 1024u
 
@@ -13,6 +15,7 @@ struct lane;
 struct lane_options {
 	uint64_t max_bytes; /* of frames that are not settled */
 	bool power;
+	struct syncer *syncer; /* of `power`; NULL: `lane_append` returns when the message is on the disk */
 	void (*remark)(const char *text); /* told what a crash has left and what was done about it */
 };
 
@@ -40,6 +43,9 @@ const char *lane_trouble(struct lane *lane);
 
 /* Why the last append was refused. */
 const char *lane_problem(const struct lane *lane);
+
+/* Whether it takes nothing any more, whatever is tried. */
+bool lane_has_failed(const struct lane *lane);
 
 void lane_close(struct lane *lane);
 

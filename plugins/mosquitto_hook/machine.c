@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "segment.h"
 
@@ -36,4 +37,9 @@ const uint8_t *machine_boot_id(void)
 		known = true;
 	}
 	return id;
+}
+
+int machine_sync(int file)
+{
+	return fdatasync(file);
 }

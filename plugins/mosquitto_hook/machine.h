@@ -10,4 +10,7 @@ uint64_t machine_now_us(void);
 /* 16 bytes that change when the machine starts; zeros if unknown, which never equals anything. */
 const uint8_t *machine_boot_id(void);
 
+/* fdatasync. */
+int machine_sync(int file);
+
 #endif

@@ -12,6 +12,7 @@
 #define SIDECAR_USERNAME "mq2mqtt"
 #define MIN_TOKEN_BYTES 16u
 #define MAX_TOKEN_BYTES 1024u
+#define MAX_SYNC_MS 1000u
 
 static bool set(char **field, const char *value)
 {
@@ -51,6 +52,19 @@ static bool choose(const char *name, const char *value, bool *allow, char proble
 	return false;
 }
 
+static bool read_period(unsigned *period_ms, const char *value, char problem[OPTION_PROBLEM_BYTES])
+{
+	char *end;
+	unsigned long number = strtoul(value, &end, 10);
+	if (*value >= '0' && *value <= '9' && *end == '\0' && number >= 1 && number <= MAX_SYNC_MS) {
+		*period_ms = (unsigned)number;
+		return true;
+	}
+	snprintf(problem, OPTION_PROBLEM_BYTES, "plugin_opt_sync_ms is %.100s: use 1 to %u milliseconds, or leave it out",
+		value, MAX_SYNC_MS);
+	return false;
+}
+
 static bool read_option(struct options *options, const char *name, const char *value, bool *auth, bool *acl,
 	char problem[OPTION_PROBLEM_BYTES])
 {
@@ -63,6 +77,8 @@ static bool read_option(struct options *options, const char *name, const char *v
 		return set(&options->socket, value);
 	if (strcmp(name, "token_file") == 0)
 		return read_token(options, value, problem);
+	if (strcmp(name, "sync_ms") == 0)
+		return read_period(&options->sync_ms, value, problem);
 	if (strcmp(name, "auth") == 0)
 		return *auth = choose(name, value, &options->auth_allow, problem);
 	if (strcmp(name, "acl") == 0)

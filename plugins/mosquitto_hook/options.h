@@ -13,6 +13,7 @@ struct options {
 	char *sidecar_client_id;
 	char *socket;            /* path of the Unix socket listener whose connections may be the sidecar; NULL for none */
 	char *token;             /* password of the sidecar; NULL for none */
+	unsigned sync_ms;        /* how often what is of durability `power` is synced; 0: before each acknowledgement */
 	bool auth_allow, acl_allow; /* let in, and allow, what no other plugin decides about; else leave it to Mosquitto */
 };
 

@@ -5,10 +5,12 @@
  *   look HEX POSITION                   sound END | cut | broken PROBLEM
  *   header BASE CREATED BASE END BYTES BOOT_HEX            a segment's header
  *   cursor DIRECTORY CREATED            OFFSET SEGMENT POSITION | none
- *   open DIRECTORY MAX_BYTES process|power                 opened NEXT UNSENT | refused PROBLEM
+ *   open DIRECTORY MAX_BYTES process|power|MILLISECONDS    opened NEXT UNSENT | refused PROBLEM
  *   append KIND FLAGS US CLIENT TOPIC PROPERTIES PAYLOAD   written NEXT UNSENT | full|large|failed PROBLEM
  *   many COUNT BYTES                    that many messages: written NEXT UNSENT | full|... PROBLEM
  *   trouble                             PROBLEM | none
+ *   syncs                               how often files were synced
+ *   break                               no sync succeeds from now on: broken
  *   close
  *   control HEX                         sound COUNT NUMBER, then each operation's fields | refused POSITION PROBLEM
  *   text HEX                            topic | mqtt | none
@@ -30,6 +32,7 @@
 #define MAX_FIELDS 8
 
 static struct lane *lane;
+static struct syncer *syncer;
 
 static void note(const char *text)
 {
@@ -142,8 +145,11 @@ static void do_cursor(char **fields)
 static void do_open(char **fields)
 {
 	char problem[LANE_TEXT_BYTES];
-	struct lane_options options = {.max_bytes = strtoull(fields[1], NULL, 10), .power = strcmp(fields[2], "power") == 0,
-		.remark = note};
+	unsigned period_ms = (unsigned)strtoul(fields[2], NULL, 10);
+	if (period_ms && !(syncer = syncer_start(period_ms)))
+		abort();
+	struct lane_options options = {.max_bytes = strtoull(fields[1], NULL, 10),
+		.power = period_ms || strcmp(fields[2], "power") == 0, .syncer = syncer, .remark = note};
 	lane = lane_open(fields[0], &options, problem);
 	if (lane)
 		printf("opened %" PRIu64 " %" PRIu64 "\n", lane_next_offset(lane), lane_unsent_bytes(lane));
@@ -193,11 +199,31 @@ static void do_trouble(char **fields)
 	puts(trouble ? trouble : "none");
 }
 
+static void do_syncs(char **fields)
+{
+	(void)fields;
+	printf("%u\n", machine_syncs());
+}
+
+static void do_break(char **fields)
+{
+	(void)fields;
+	machine_break_disk();
+	puts("broken");
+}
+
+static void end(void)
+{
+	lane_close(lane);
+	syncer_stop(syncer);
+	lane = NULL;
+	syncer = NULL;
+}
+
 static void do_close(char **fields)
 {
 	(void)fields;
-	lane_close(lane);
-	lane = NULL;
+	end();
 	puts("closed");
 }
 
@@ -237,7 +263,7 @@ static const struct command {
 } commands[] = {
 	{"machine", 2, do_machine}, {"frame", 7, do_frame}, {"look", 2, do_look}, {"header", 6, do_header},
 	{"cursor", 2, do_cursor}, {"open", 3, do_open}, {"append", 7, do_append}, {"many", 2, do_many},
-	{"trouble", 0, do_trouble}, {"close", 0, do_close}, {"control", 1, do_control}, {"text", 1, do_text},
+	{"trouble", 0, do_trouble}, {"syncs", 0, do_syncs}, {"break", 0, do_break}, {"close", 0, do_close}, {"control", 1, do_control}, {"text", 1, do_text},
 };
 
 static void run(char *line)
@@ -263,6 +289,6 @@ int main(void)
 		fflush(stdout);
 	}
 	free(line);
-	lane_close(lane);
+	end();
 	return 0;
 }

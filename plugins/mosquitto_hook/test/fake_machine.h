@@ -6,4 +6,10 @@
 
 void machine_set(uint64_t now_us, const uint8_t *boot_id);
 
+/* How often files were synced. */
+unsigned machine_syncs(void);
+
+/* No sync succeeds from now on. */
+void machine_break_disk(void);
+
 #endif

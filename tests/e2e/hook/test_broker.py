@@ -25,6 +25,8 @@ RULE = "telemetry-out"
         ({"spool": "/nonexistent"}, "plugin_opt_spool: cannot use /nonexistent: No such file or directory"),
         ({"token_file": None}, "plugin_opt_token_file or plugin_opt_socket is missing"),
         ({"token_file": "/nonexistent"}, "token_file: cannot read /nonexistent"),
+        ({"sync_ms": "0"}, "plugin_opt_sync_ms is 0: use 1 to 1000 milliseconds, or leave it out"),
+        ({"sync_ms": "5s"}, "plugin_opt_sync_ms is 5s: use 1 to 1000 milliseconds"),
         ({"colour": "blue"}, "unknown option plugin_opt_colour"),
     ],
     ids=str,

@@ -154,13 +154,20 @@ async def test_a_message_longer_than_its_lane_is_acknowledged_and_counted(broker
     await device.drop()
 
 
-async def test_durability_power(broker: Mosquitto, sidecar: Sidecar) -> None:
-    await sidecar.table(table_of({RULE: "sensors"}, durability="power"))
-    device = await broker.connect("dev-1")
-    for number in range(20):
+@pytest.mark.parametrize("sync_ms", [None, "1"])
+async def test_durability_power(sync_ms: str | None, stopped: Mosquitto) -> None:
+    (stopped.spool / "lanes.table").write_bytes(table_of({RULE: "sensors"}, durability="power", max_bytes=8192))
+    if sync_ms:
+        stopped.options["sync_ms"] = sync_ms
+    await stopped.start()
+    device = await stopped.connect("dev-1")
+    for number in range(50):
         await device.publish("sensors/a", b"%d" % number, qos=1)
-    assert broker.payloads(RULE) == [b"%d" % number for number in range(20)]
+    assert stopped.payloads(RULE) == [b"%d" % number for number in range(50)]
+    assert len(list((stopped.spool / RULE).glob("*.seg"))) > 2
     await device.drop()
+    # Mosquitto's own thread gets the signal.
+    await stopped.stop()
 
 
 async def test_a_damaged_lane_takes_nothing_until_it_is_mended(broker: Mosquitto) -> None:
