@@ -60,6 +60,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker("amqtt")
     if marker is not None and item.config.getoption("--host") != "amqtt":
         pytest.skip(f"amqtt only: {marker.args[0]}")
+    if item.get_closest_marker("mosquitto") is not None and item.config.getoption("--host") != "mosquitto":
+        pytest.skip("Mosquitto only: two processes")
 
 
 @pytest.fixture(scope="session")

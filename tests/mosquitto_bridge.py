@@ -22,11 +22,12 @@ class MosquittoBridge(BridgeProcess):
         return self.directory / str(self.config["spool"]["path"])
 
     def launch(self) -> None:
-        """Start both and wait for nothing; a broker that runs goes on."""
+        """Start both and wait for nothing; what runs goes on."""
         if self.broker.process is None or self.broker.process.poll() is not None:
             self.broker.spool = self.spool
             self.broker.launch()
-        super().launch()
+        if self.process is None or self.process.poll() is not None:
+            super().launch()
 
     def command_line(self) -> list[str]:
         return [sys.executable, "-m", "mq2mqtt", "sidecar", "-c", str(self.config_file)]
@@ -38,9 +39,13 @@ class MosquittoBridge(BridgeProcess):
     def log(self) -> str:
         return f"{super().log()}\n-- mosquitto --\n{self.broker.log()}"
 
+    def kill_sidecar(self) -> None:
+        """`kill -9` the sidecar alone; `broker.kill` does the same to Mosquitto."""
+        super().kill()
+
     def kill(self) -> None:
         """`kill -9` both."""
-        super().kill()
+        self.kill_sidecar()
         self.broker.kill()
 
     def stop(self) -> int:

@@ -5,7 +5,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
@@ -115,24 +115,36 @@ class RocketPeer:
     def collect(self, topic: str) -> Iterator[list[ReceivedMessage]]:
         """All messages of `topic`, in a list that grows."""
         messages: list[ReceivedMessage] = []
-        task = asyncio.run_coroutine_threadsafe(self._start_collecting(topic, messages), self._loop).result(60)
-        try:
+        with self._collecting(topic, messages.append):
             yield messages
+
+    @contextmanager
+    def collect_bodies(self, topic: str) -> Iterator[list[bytes]]:
+        """The bodies of all messages of `topic`: for more of them than one wants to keep."""
+        bodies: list[bytes] = []
+        with self._collecting(topic, lambda message: bodies.append(message.body)):
+            yield bodies
+
+    @contextmanager
+    def _collecting(self, topic: str, take: Callable[[ReceivedMessage], None]) -> Iterator[None]:
+        task = asyncio.run_coroutine_threadsafe(self._start_collecting(topic, take), self._loop).result(60)
+        try:
+            yield
         finally:
             self._loop.call_soon_threadsafe(task.cancel)
 
-    async def _start_collecting(self, topic: str, messages: list[ReceivedMessage]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._collect(topic, messages), name=f"collect {topic}")
+    async def _start_collecting(self, topic: str, take: Callable[[ReceivedMessage], None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._collect(topic, take), name=f"collect {topic}")
         self._collectors.append(task)
         return task
 
-    async def _collect(self, topic: str, messages: list[ReceivedMessage]) -> None:
+    async def _collect(self, topic: str, take: Callable[[ReceivedMessage], None]) -> None:
         group = f"GID_peer_{uuid.uuid4().hex[:12]}"
         subscription = await self._link.subscribe(topic, group, tags="*", start=ConsumeFrom.EARLIEST)
         try:
             async for batch in subscription:
                 for message in batch:
-                    messages.append(message)
+                    take(message)
                     subscription.settle(message)
         finally:
             await subscription.close()

@@ -18,6 +18,9 @@ class TcpProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy", daemon=True)
         self._open = True
         self._swallowing = False
+        self._delay = 0.0
+        self._left: int | None = None
+        """Bytes until `cut_after` cuts."""
         self._living: set[int] = set()
         """Connections whose data goes through, by their number."""
         self._numbers = itertools.count()
@@ -46,6 +49,19 @@ class TcpProxy:
         """Reset all connections, and every new one."""
         self._do(self._cut())
 
+    def cut_after(self, count: int) -> None:
+        """Reset all connections when `count` more bytes have gone through, both ways; new ones go through."""
+        self._left = count
+
+    @property
+    def is_to_cut(self) -> bool:
+        """Whether what `cut_after` said is yet to come."""
+        return self._left is not None
+
+    def delay(self, seconds: float) -> None:
+        """Hold all that comes, either way, for so long, up to 64 KiB at a time."""
+        self._delay = seconds
+
     def swallow(self) -> None:
         """Make all connections half-open, and every new one: they stay, and what is sent over them is gone."""
         self._do(self._swallow())
@@ -54,6 +70,7 @@ class TcpProxy:
         """Let new connections through again; half-open ones stay as they are."""
         self._open = True
         self._swallowing = False
+        self._delay = 0.0
 
     async def _listen(self, target: str) -> str:
         host, _, port = target.rpartition(":")
@@ -85,10 +102,25 @@ class TcpProxy:
     async def _pump(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
                 if number in self._living:
-                    writer.write(data)
+                    writer.write(data[: self._left])
                     await writer.drain()
+                    self._count(len(data))
         writer.transport.abort()
+
+    def _count(self, carried: int) -> None:
+        if self._left is None:
+            return
+        self._left -= min(carried, self._left)
+        if self._left == 0:
+            self._left = None
+            self._reset_all()
+
+    def _reset_all(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def _swallow(self) -> None:
         self._swallowing = True
@@ -96,8 +128,7 @@ class TcpProxy:
 
     async def _cut(self) -> None:
         self._open = False
-        for writer in self._writers:
-            writer.transport.abort()
+        self._reset_all()
 
     async def _end(self) -> None:
         for server in self._servers:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from mq2mqtt.quickstart.rocketmq import RocketMQ
 from tests.conftest import run_on_jvm
 from tests.faults.report import FaultTable
 from tests.faults.small_disk import SmallDisk
+from tests.new_bridge import host
 from tests.rocket_peer import RocketPeer
 
 _TABLE = pytest.StashKey[FaultTable]()
@@ -25,9 +28,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def fault_table(request: pytest.FixtureRequest) -> FaultTable:
     """Take the rows of this run; `add` fails the test when a message is missing or out of order."""
-    table = FaultTable(request.config.getoption("--rocketmq-version"))
+    table = FaultTable(request.config.getoption("--rocketmq-version"), host=host(), broker=_broker())
     request.config.stash[_TABLE] = table
     return table
+
+
+def _broker() -> str:
+    if host() == "amqtt":
+        return f"amqtt {version('amqtt')}"
+    shown = subprocess.run(["mosquitto", "-h"], check=False, capture_output=True, text=True).stdout
+    return shown.partition("\n")[0].replace("mosquitto version", "Mosquitto")
 
 
 @pytest.fixture(scope="session")

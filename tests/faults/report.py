@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from mq2mqtt import __version__
 from tests.bridge_process import BridgeProcess
 
-BEGIN = "<!-- fault table: begin -->"
-END = "<!-- fault table: end -->"
+_BEGIN = "<!-- fault table on {host}: begin -->"
+_END = "<!-- fault table on {host}: end -->"
 
 _HEAD = (
     "| fault | traffic | acknowledged | arrived | missing | duplicated | out of order | stall | told down | reason |",
@@ -117,11 +117,13 @@ class FaultRow:
 
 
 class FaultTable:
-    """The rows of one run."""
+    """The rows of one run, with the bridge on the MQTT broker `host`; `broker` is its name and version."""
 
-    def __init__(self, rocketmq_version: str) -> None:
+    def __init__(self, rocketmq_version: str, *, host: str, broker: str) -> None:
         self.rows: list[FaultRow] = []
         self._rocketmq_version = rocketmq_version
+        self._host = host
+        self._broker = broker
 
     def add(self, row: FaultRow) -> None:
         """Keep `row`; fail the test when a message is missing or out of order."""
@@ -134,9 +136,10 @@ class FaultTable:
         return [self._caption(), "", *_HEAD, *(row.markdown() for row in self.rows)]
 
     def write(self, file: Path) -> None:
-        """Bring the table in `file` up to date: the rows of a fault replace those of the same fault."""
-        before, rest = file.read_text().split(BEGIN)
-        old, after = rest.split(END)
+        """Bring this host's table in `file` up to date: the rows of a fault replace those of the same fault."""
+        begin, end = _BEGIN.format(host=self._host), _END.format(host=self._host)
+        before, rest = file.read_text().split(begin)
+        old, after = rest.split(end)
         by_fault: defaultdict[str, list[str]] = defaultdict(list)
         for line in old.splitlines():
             if line.startswith("| ") and line not in _HEAD:
@@ -144,13 +147,13 @@ class FaultTable:
         for fault in dict.fromkeys(row.fault for row in self.rows):
             by_fault[fault] = [row.markdown() for row in self.rows if row.fault == fault]
         table = [self._caption(), "", *_HEAD, *(line for lines in by_fault.values() for line in lines)]
-        file.write_text("\n".join([f"{before}{BEGIN}", *table, f"{END}{after}"]))
+        file.write_text("\n".join([f"{before}{begin}", *table, f"{end}{after}"]))
 
     def _caption(self) -> str:
         today = datetime.now(tz=UTC).date()
         load = os.getloadavg()[1]
         return (
-            f"Last run {today}: mq2mqtt {__version__}, RocketMQ {self._rocketmq_version}, "
+            f"Last run {today}: mq2mqtt {__version__}, RocketMQ {self._rocketmq_version}, {self._broker}, "
             f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
             f"{os.cpu_count()} cores, load {load:.1f}."
         )

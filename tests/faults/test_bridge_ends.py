@@ -1,4 +1,4 @@
-"""The bridge ends under traffic in both directions, 20 times at random by `kill -9`, and in order by SIGTERM."""
+"""The bridge ends under traffic in both directions, at random by `kill -9`, and in order by SIGTERM."""
 
 import asyncio
 import os
@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import SharedRocketMQ
 from tests.faults.lives import Lives
 from tests.faults.report import FaultTable
+from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -20,6 +21,7 @@ Begin = Callable[[str], Awaitable[Lives]]
 """`await begin("process")`: a bridge of that durability with its streams."""
 
 _KILLS = 20
+_PART_ENDS = 10
 _STOPS = 3
 _STOP_DEADLINE = 10.0
 _SEED = "MQ2MQTT_FAULT_SEED"
@@ -48,36 +50,63 @@ async def begin(rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path) -> A
         await lives.end()
 
 
-async def _kill_at_random(lives: Lives, moments: random.Random) -> None:
-    for _ in range(_KILLS):
+async def _kill_at_random(lives: Lives, moments: random.Random, *, times: int, end: Callable[[], object]) -> None:
+    """Have `end` end the bridge, or a part of it, and start what has ended."""
+    for _ in range(times):
         counting = asyncio.create_task(lives.count_away(), name="count away")
         await asyncio.sleep(moments.uniform(0.0, 1.6))
-        lives.bridge.kill()
+        await asyncio.to_thread(end)
         counting.cancel()
         await lives.next_life()
         if moments.random() < 0.2:
             # Once more, while it starts: most of that is before it touches its files.
             lives.bridge.launch()
             await asyncio.sleep(moments.uniform(0.3, 1.5))
-            lives.bridge.kill()
+            await asyncio.to_thread(end)
             await lives.next_life()
         await asyncio.to_thread(lives.bridge.start, ready=False)
     await lives.count_away()
 
 
-async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
+def _mosquitto(lives: Lives) -> MosquittoBridge:
+    assert isinstance(lives.bridge, MosquittoBridge)
+    return lives.bridge
+
+
+def _moments(name: str) -> random.Random:
     seed = os.environ.get(_SEED) or str(random.SystemRandom().randrange(2**32))
     print(f"{_SEED}={seed}")  # noqa: T201 - shown when the test fails
+    return random.Random(seed + name)  # noqa: S311 - to be repeated, not a secret
+
+
+async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
     both = {durability: await begin(durability) for durability in ("process", "power")}
     await asyncio.gather(
         *(
-            _kill_at_random(lives, random.Random(seed + durability))  # noqa: S311 - to be repeated, not a secret
+            _kill_at_random(lives, _moments(durability), times=_KILLS, end=lives.bridge.kill)
             for durability, lives in both.items()
         )
     )
     for durability, lives in both.items():
         await lives.finish(fault_table, fault=f"bridge killed {_KILLS} times at random, durability: {durability}")
         assert await asyncio.to_thread(lives.bridge.stop) == 0
+
+
+@pytest.mark.mosquitto
+async def test_one_of_the_two_ends_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
+    mosquitto, sidecar = await begin("process"), await begin("power")
+    moments = _moments("one of the two")
+    broker = _mosquitto(mosquitto).broker
+
+    def end_mosquitto() -> None:
+        broker.stop() if moments.random() < 0.5 else broker.kill()
+
+    await asyncio.gather(
+        _kill_at_random(mosquitto, moments, times=_PART_ENDS, end=end_mosquitto),
+        _kill_at_random(sidecar, moments, times=_PART_ENDS, end=_mosquitto(sidecar).kill_sidecar),
+    )
+    await mosquitto.finish(fault_table, fault=f"Mosquitto ended {_PART_ENDS} times at random, by SIGKILL or SIGTERM")
+    await sidecar.finish(fault_table, fault=f"sidecar killed {_PART_ENDS} times at random, durability: power")
 
 
 async def test_sigterm_under_load(begin: Begin, fault_table: FaultTable) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.report import BEGIN, END, FaultRow, FaultTable
+from tests.faults.report import FaultRow, FaultTable
 
 
 def _row(fault: str, arrivals: list[bytes], traffic: str = "uplink") -> FaultRow:
@@ -17,6 +17,10 @@ def _row(fault: str, arrivals: list[bytes], traffic: str = "uplink") -> FaultRow
         told_down=1.234,
         reason="a|b",
     )
+
+
+def _table(rocketmq_version: str) -> FaultTable:
+    return FaultTable(rocketmq_version, host="a host", broker="a broker")
 
 
 def test_counts() -> None:
@@ -34,24 +38,26 @@ def test_the_total_of_several_clients() -> None:
 @pytest.mark.parametrize("arrivals", [[b"0", b"2"], [b"0", b"2", b"1"]])
 def test_what_fails_a_test(arrivals: list[bytes]) -> None:
     with pytest.raises(AssertionError):
-        FaultTable("1").add(_row("killed", arrivals))
+        _table("1").add(_row("killed", arrivals))
 
 
 def test_writing_replaces_the_rows_of_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "page.md"
-    file.write_text(f"before\n{BEGIN}\n{END}\nafter\n")
-    first = FaultTable("1")
+    begin, end = "<!-- fault table on a host: begin -->", "<!-- fault table on a host: end -->"
+    other = "<!-- fault table on another: begin -->\n| a | - |\n<!-- fault table on another: end -->"
+    file.write_text(f"before\n{begin}\n{end}\n{other}\nafter\n")
+    first = _table("1")
     for fault in ("a", "b", "c"):
         first.add(_row(fault, [b"0", b"1", b"2"]))
     first.write(file)
-    second = FaultTable("2")
+    second = _table("2")
     second.add(_row("b", [b"0", b"1", b"2", b"2"], "uplink, other"))
     second.add(_row("b", [b"0", b"1", b"2"], "downlink"))
     second.write(file)
     text = file.read_text()
-    assert text.startswith(f"before\n{BEGIN}\nLast run ")
-    assert text.endswith(f"\n{END}\nafter\n")
-    rows = [line.split(" | ")[:2] for line in text.splitlines() if line.startswith("| ")]
+    assert text.startswith(f"before\n{begin}\nLast run ")
+    assert text.endswith(f"\n{end}\n{other}\nafter\n")
+    rows = [line.split(" | ")[:2] for line in text.partition(end)[0].splitlines() if line.startswith("| ")]
     assert rows[1:] == [["| a", "uplink"], ["| b", "uplink, other"], ["| b", "downlink"], ["| c", "uplink"]]
-    assert "RocketMQ 2" in text
+    assert "RocketMQ 2, a broker" in text
     assert "RocketMQ 1" not in text
