@@ -74,7 +74,7 @@ class RunningMosquitto:
             f"listener {port} 127.0.0.1",
             "allow_anonymous true",
             "set_tcp_nodelay true",
-            "max_queued_messages 0",
+            "max_queued_messages 1000000",
             "max_queued_bytes 67108864",
             # Started by root it would become another user, who cannot read this directory.
             "user root",
