@@ -52,6 +52,11 @@ class Session:
     """`run` keeps one connection to the broker. `problem` says why there is none, `reached` is set while there is."""
 
     def __init__(self, settings: Settings, deliveries: Deliveries, presence: Presence) -> None:
+        """Take the login from `settings`.
+
+        Raises:
+            ConfigError: a file of `host.tls` is no use.
+        """
         host = settings.host
         self._spool = settings.spool.path
         token = host.token or host.password
@@ -60,6 +65,7 @@ class Session:
             client_id=host.client_id,
             username=host.username or (_USERNAME if token else None),
             password=token.get_secret_value() if token else None,
+            tls=host.tls_context(),
         )
         self._deliveries = deliveries
         self._presence = presence

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from mq2mqtt import settings
 from mq2mqtt.errors import ConfigError
-from mq2mqtt.settings import MqttSettings, Settings, TlsSettings, docgen, tls_context
+from mq2mqtt.settings import HostSettings, MqttSettings, Settings, TlsSettings, docgen, tls_context
 from mq2mqtt.settings.fields import split_address
 from mq2mqtt.settings.problems import describe
 from tests.certificates import Authority
@@ -392,6 +392,11 @@ URL_WORDS = (
         ("admin: {listen: ':9883'}", f"admin.listen: ':9883' {ADDRESS_WORDS}"),
         ("host: {type: emqx}", "host.type: must be 'mosquitto' or 'mqtt'"),
         ("host: {url: 'mqtt://u:hunter2@h'}", f"host.url: {URL_WORDS}"),
+        ("host: {tls: yes}", "host.tls: must be a mapping (`name: value` lines), not True"),
+        ("host: {url: 'mqtts://h', tls: {ca_fil: x}}", "host.tls.ca_fil: unknown field; did you mean 'ca_file'?"),
+        ("host: {url: 'mqtts://h', tls: {ca_file: 7}}", "host.tls.ca_file: must be a path, not 7"),
+        ("host: {tls: {ca_file: x}}", ("host: tls is for mqtts://, and url is mqtt://127.0.0.1:1883; change url, "
+         "or leave tls out")),
         ("limits: {topic_chars: 0}", "limits.topic_chars: must be 1 or more"),
         ("limits: {payload_bytes: 0}", "limits.payload_bytes: must be 1 or more"),
         ("stop_deadline: 0", "stop_deadline: must be more than 0"),
@@ -556,6 +561,12 @@ def test_tls_files_that_are_no_use_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             tls_context(tls)
         assert words in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^host\.tls\.ca_file: .* cannot be read"):
+        HostSettings(url="mqtts://h", tls=TlsSettings(ca_file=absent)).tls_context()
+    verified = HostSettings(url="mqtts://h", tls=TlsSettings(ca_file=authority.ca, check_hostname=False)).tls_context()
+    assert verified is not None
+    assert not verified.check_hostname
+    assert HostSettings().tls_context() is None
 
 
 def test_docs_are_up_to_date() -> None:

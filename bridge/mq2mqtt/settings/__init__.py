@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
@@ -29,7 +30,7 @@ from mq2mqtt.settings.fields import (
     split_address,
 )
 from mq2mqtt.settings.problems import describe, unknown_field
-from mq2mqtt.settings.tls import Tls, TlsSettings, tls_context
+from mq2mqtt.settings.tls import Tls, TlsSettings, client_context, tls_context
 from mq2mqtt.settings.yamlfile import Location, YamlFile, read_yaml
 
 __all__ = [
@@ -146,6 +147,25 @@ class HostSettings(Section):
         description="Secret shared with the hook, as in its `token_file`, or `file://PATH`. Not needed on the Unix "
         "socket that the hook knows.",
     )
+    tls: TlsSettings = Field(
+        default=TlsSettings(),
+        description="How a broker at `mqtts://` is verified and what it is shown; `ca_file: null` trusts the system's "
+        "certificate authorities (`SSL_CERT_FILE` names others).",
+    )
+
+    @model_validator(mode="after")
+    def _tls_where_it_is_used(self) -> "HostSettings":
+        if self.tls != TlsSettings() and not self.url.startswith("mqtts://"):
+            raise ValueError(f"tls is for mqtts://, and url is {self.url}; change url, or leave tls out")
+        return self
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return how the broker is verified, `None` where it is reached without TLS.
+
+        Raises:
+            ConfigError: a file cannot be read, or does not hold what it should.
+        """
+        return client_context(self.tls, field="host.tls") if self.url.startswith("mqtts://") else None
 
 
 class Limits(Section):
@@ -279,9 +299,9 @@ _SECTIONS: Final = {
     for name, field in Settings.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
-# A rule is at ("rules", index), a field of TLS at ("rocketmq", "tls", the union's tag).
+# A rule is at ("rules", index), a field of TLS at ("rocketmq", "tls") or ("host", "tls").
 _RULE_DEPTH: Final = 2
-_TLS_DEPTH: Final = 3
+_TLS_DEPTH: Final = 2
 _RULES: Final[Mapping[str, type[OutboundRule | InboundRule | StatusRule]]] = {
     "outbound": OutboundRule,
     "inbound": InboundRule,
@@ -368,8 +388,10 @@ class _Report:
         elif location[0] in _SECTIONS:
             known = _SECTIONS[str(location[0])].model_fields
             if location[1:2] == ("tls",):
+                if location[0] == "rocketmq":
+                    # Here too it names the member of the union.
+                    location = location[:_TLS_DEPTH] + location[_TLS_DEPTH + 1 :]
                 known = TlsSettings.model_fields if len(location) > _TLS_DEPTH else known
-                location = location[:2] + location[_TLS_DEPTH:]
         if kind == "extra_forbidden":
             self.add(location, unknown_field(str(location[-1]), known))
             return

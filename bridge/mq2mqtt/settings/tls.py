@@ -1,4 +1,4 @@
-"""`tls:` of a connection to RocketMQ: a yes or no, or how to verify the server and what to show it."""
+"""`tls:` of a connection: how to verify the server and what to show it; to RocketMQ also a yes or no."""
 
 import ssl
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.settings.fields import Section
 
-__all__ = ["Tls", "TlsSettings", "tls_context"]
+__all__ = ["Tls", "TlsSettings", "client_context", "tls_context"]
 
 
 class TlsSettings(Section):
@@ -54,34 +54,43 @@ def tls_context(tls: bool | TlsSettings) -> bool | ssl.SSLContext:  # noqa: FBT0
     """
     if isinstance(tls, bool):
         return tls
-    context = ssl.create_default_context() if tls.ca_file is None else _trusting(tls.ca_file)
+    return client_context(tls, field="rocketmq.tls")
+
+
+def client_context(tls: TlsSettings, *, field: str) -> ssl.SSLContext:
+    """Return the context for connections; `field` is the setting's name.
+
+    Raises:
+        ConfigError: a file cannot be read, or does not hold what it should.
+    """
+    context = ssl.create_default_context() if tls.ca_file is None else _trusting(tls.ca_file, field)
     context.check_hostname = tls.check_hostname
     if tls.cert_file is not None and tls.key_file is not None:
-        _load_own(context, tls.cert_file, tls.key_file)
+        _load_own(context, tls.cert_file, tls.key_file, field)
     return context
 
 
-def _trusting(file: Path) -> ssl.SSLContext:
+def _trusting(file: Path, field: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=file)
     except ssl.SSLError:
-        raise ConfigError(f"rocketmq.tls.ca_file: {file} holds no certificate in PEM form") from None
+        raise ConfigError(f"{field}.ca_file: {file} holds no certificate in PEM form") from None
     except OSError as error:
-        raise ConfigError(f"rocketmq.tls.ca_file: {file} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{field}.ca_file: {file} cannot be read: {error.strerror}") from error
 
 
-def _load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+def _load_own(context: ssl.SSLContext, certificate: Path, key: Path, field: str) -> None:
     for name, file in (("cert_file", certificate), ("key_file", key)):
         try:
             file.read_bytes()
         except OSError as error:
-            raise ConfigError(f"rocketmq.tls.{name}: {file} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{field}.{name}: {file} cannot be read: {error.strerror}") from error
     try:
         # Without the empty answer OpenSSL would ask the terminal for the password of an encrypted key.
         context.load_cert_chain(certificate, key, password="")
     except (ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or str(error)
         raise ConfigError(
-            f"rocketmq.tls: {certificate} and {key} are no certificate and its key, in PEM form and without a "
+            f"{field}: {certificate} and {key} are no certificate and its key, in PEM form and without a "
             f"password ({reason})"
         ) from None
