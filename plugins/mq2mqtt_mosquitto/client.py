@@ -1,4 +1,4 @@
-"""One MQTT 5 connection to a broker: paho-mqtt on the event loop. Nothing else of the bridge knows paho.
+"""One MQTT 5 connection to a broker: paho-mqtt on the event loop. Beside `client_types`, nothing else knows paho.
 
 A connection is never mended: whoever made it decides what comes after it has ended.
 """
@@ -7,77 +7,49 @@ import asyncio
 import ssl
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import Any, Final, Self
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from loguru import logger
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.exception import MQTTException
-from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from mq2mqtt.message import MqttProperties
+from mq2mqtt_mosquitto.client_types import (
+    SESSION_FOREVER,
+    BrokerLimits,
+    Incoming,
+    Login,
+    MqttError,
+    Subscription,
+    limits_of,
+    new_paho,
+    options,
+    pack,
+    unpack,
+)
 
-__all__ = ["NO_SUBSCRIBER", "SESSION_FOREVER", "Incoming", "Login", "MqttClient", "MqttError", "Subscription"]
+__all__ = [
+    "NO_SUBSCRIBER",
+    "SESSION_FOREVER",
+    "BrokerLimits",
+    "Incoming",
+    "Login",
+    "MqttClient",
+    "MqttError",
+    "Subscription",
+]
 
-SESSION_FOREVER: Final = 0xFFFFFFFF
-"""Session expiry: the broker keeps the session until it is taken up again."""
 NO_SUBSCRIBER: Final = 0x10
 """Reason with which a broker may acknowledge a publish that nobody has subscribed to."""
 
-_KEEPALIVE_SECONDS = 10
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 _FAILURE = 0x80
-_PORT, _TLS_PORT = 1883, 8883
 _PACKETS_AT_ONCE = 32
 _FULL_BYTES = 1 << 20
-
-
-class MqttError(Exception):
-    """The broker refused something, or ended the connection."""
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Who connects, and where to: `mqtt://`, `mqtts://` or `unix://`."""
-
-    url: str
-    client_id: str
-    username: str | None = None
-    password: str | None = None
-    tls: ssl.SSLContext | None = None
-    """For `mqtts://`; `None`: the system's certificate authorities."""
-    clean_start: bool = False
-    session_expiry: int = SESSION_FOREVER
-    """Seconds for which the broker keeps the session when the connection has ended."""
-    receive_maximum: int = 0xFFFF
-    """Messages with QoS 1 and 2 that may come before one is acknowledged, at most."""
-
-
-class Subscription(NamedTuple):
-    """A topic filter and how its messages are to come."""
-
-    topic_filter: str
-    qos: int = 0
-    no_local: bool = False
-    """Without what this client publishes itself."""
-    retained: bool = False
-    """Whether retained messages come when it is made."""
-
-
-class Incoming(NamedTuple):
-    """A message that the broker sent."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    properties: MqttProperties | None
-    packet_id: int
 
 
 class MqttClient:
@@ -89,8 +61,8 @@ class MqttClient:
         self._received = received
         self._room = room
         self._loop = asyncio.get_running_loop()
-        self._paho = _new_paho(login)
-        self._connected: asyncio.Future[tuple[bool, ReasonCode]] = self._loop.create_future()
+        self._paho = new_paho(login)
+        self._connected: asyncio.Future[tuple[bool, ReasonCode, BrokerLimits]] = self._loop.create_future()
         # Bounded: whoever subscribes waits for the answer.
         self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         # Bounded by the windows of those who publish.
@@ -102,6 +74,7 @@ class MqttClient:
         self._looking: asyncio.TimerHandle | None = None
         self.session_present = False
         """Whether the broker had kept this client's session."""
+        self.limits = BrokerLimits()
         self.closed: asyncio.Future[str] = self._loop.create_future()
 
     @classmethod
@@ -129,7 +102,7 @@ class MqttClient:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not self._connected.done():
             raise MqttError(f"the broker ended the connection before it let anybody in: {self.closed.result()}")
-        self.session_present, reason = self._connected.result()
+        self.session_present, reason, self.limits = self._connected.result()
         if reason.value >= _FAILURE:
             raise MqttError(f"the broker refuses client id {self._login.client_id}: {reason}")
 
@@ -150,23 +123,23 @@ class MqttClient:
         properties: MqttProperties | None = None,
         done: Callable[[int], None] | None = None,
     ) -> None:
-        """Send a message; nothing once the connection is closed.
+        """Send a message; nothing once the connection is closed. Whoever publishes keeps to `limits`.
 
-        `done`, for QoS 1 and 2, is called with the broker's reason (0 or `NO_SUBSCRIBER`; from 0x80 on it refuses), and
-        not at all if the connection ends before. A later connection does not know which of them the broker has got:
-        with QoS 2 it should begin with `clean_start`.
+        `done` is called with the broker's reason (0 or `NO_SUBSCRIBER`; from 0x80 on it refuses), for QoS 0 with 0 when
+        the message is written, and not at all if the connection ends before. A later connection does not know which of
+        them the broker has got: with QoS 2 it should begin with `clean_start`.
 
         Raises:
             ValueError: the topic holds a wildcard, or a property has a value that MQTT does not have.
         """
         try:
-            packed = None if properties is None else _pack(properties)
+            packed = None if properties is None else pack(properties)
             info = self._paho.publish(topic, payload, qos, retain, packed)
         except (MQTTException, struct.error) as error:
             raise ValueError(f"a property does not fit: {error}") from error
         if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._unsent_bytes += len(payload)
-            if qos and done is not None:
+            if done is not None:
                 self._unacknowledged[info.mid] = done
 
     def acknowledge(self, message: Incoming) -> None:
@@ -178,14 +151,14 @@ class MqttClient:
         if message.qos:
             self._paho.ack(message.packet_id, message.qos)
 
-    async def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
-        """Subscribe.
+    async def subscribe(self, subscriptions: Sequence[Subscription]) -> list[int]:
+        """Subscribe; return the QoS that the broker grants each.
 
         Raises:
             MqttError: the broker refuses one, or does not answer.
         """
-        options = [(one.topic_filter, _options(one)) for one in subscriptions]
-        await self._ask("subscription to", [name for name, _ in options], self._paho.subscribe(options))
+        wanted = [(one.topic_filter, options(one)) for one in subscriptions]
+        return await self._ask("subscription to", [name for name, _ in wanted], self._paho.subscribe(wanted))
 
     async def unsubscribe(self, topic_filters: Sequence[str]) -> None:
         """End subscriptions.
@@ -195,7 +168,7 @@ class MqttClient:
         """
         await self._ask("end of the subscription to", topic_filters, self._paho.unsubscribe(list(topic_filters)))
 
-    async def _ask(self, what: str, names: Sequence[str], sent: tuple[MQTTErrorCode, int | None]) -> None:
+    async def _ask(self, what: str, names: Sequence[str], sent: tuple[MQTTErrorCode, int | None]) -> list[int]:
         _, number = sent
         if number is None:
             raise MqttError("the connection is closed")
@@ -211,6 +184,7 @@ class MqttClient:
         for name, reason in zip(names, answer.result(), strict=False):
             if reason.value >= _FAILURE:
                 raise MqttError(f"the broker refuses the {what} {name}: {reason}")
+        return [reason.value for reason in answer.result()]
 
     def close(self) -> None:
         """Say goodbye and close. Idempotent."""
@@ -226,7 +200,7 @@ class MqttClient:
 
     def _attach(self) -> None:
         client = self._paho
-        client.on_connect = lambda _, __, flags, reason, ___: self._let_in(flags.session_present, reason)
+        client.on_connect = lambda _, __, flags, reason, told: self._let_in(flags.session_present, reason, told)
         client.on_message = lambda _, __, message: self._take(message)
         client.on_publish = lambda _, __, number, reason, ___: self._acknowledged(number, reason)
         client.on_subscribe = lambda _, __, number, reasons, ___: self._answered(number, reasons)
@@ -299,16 +273,20 @@ class MqttClient:
 
     # -- what paho tells --
 
-    def _let_in(self, session_present: bool, reason: ReasonCode) -> None:  # noqa: FBT001 - see `_attach`
+    def _let_in(self, session_present: bool, reason: ReasonCode, told: Properties) -> None:  # noqa: FBT001 - see `_attach`
         if not self._connected.done():
-            self._connected.set_result((session_present, reason))
+            self._connected.set_result((session_present, reason, limits_of(told)))
 
     def _take(self, message: paho.MQTTMessage) -> None:
         self._heard += 1
-        properties = None if message.properties is None else _unpack(message.properties)
-        self._received(
-            Incoming(message.topic, bytes(message.payload), message.qos, message.retain, properties, message.mid)
-        )
+        properties = None if message.properties is None else unpack(message.properties)
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            logger.error("the broker sent a message whose topic is not UTF-8; it is ignored")
+            self._paho.ack(message.mid, message.qos)
+            return
+        self._received(Incoming(topic, bytes(message.payload), message.qos, message.retain, properties, message.mid))
 
     def _acknowledged(self, number: int, reason: ReasonCode) -> None:
         self._heard += 1
@@ -334,63 +312,3 @@ class MqttClient:
             self._looking.cancel()
         if not self.closed.done():
             self.closed.set_result(reason)
-
-
-def _new_paho(login: Login) -> paho.Client:
-    url = urlsplit(login.url)
-    is_unix = url.scheme == "unix"
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=login.client_id,
-        protocol=paho.MQTTv5,
-        transport="unix" if is_unix else "tcp",
-        reconnect_on_failure=False,
-        manual_ack=True,
-    )
-    client.username_pw_set(login.username, login.password)
-    if url.scheme == "mqtts":
-        client.tls_set_context(login.tls)
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = login.session_expiry
-    properties.ReceiveMaximum = login.receive_maximum
-    client.connect_async(
-        url.path if is_unix else url.hostname or "",
-        url.port or (_TLS_PORT if url.scheme == "mqtts" else _PORT),
-        keepalive=_KEEPALIVE_SECONDS,
-        clean_start=login.clean_start,
-        properties=properties,
-    )
-    return client
-
-
-def _options(subscription: Subscription) -> SubscribeOptions:
-    return SubscribeOptions(
-        qos=subscription.qos,
-        noLocal=subscription.no_local,
-        retainHandling=SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
-        if subscription.retained
-        else SubscribeOptions.RETAIN_DO_NOT_SEND,
-    )
-
-
-def _pack(properties: MqttProperties) -> Properties:
-    packed = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if properties.content_type is not None:
-        packed.ContentType = properties.content_type
-    if properties.expiry_seconds is not None:
-        packed.MessageExpiryInterval = properties.expiry_seconds
-    if properties.user:
-        packed.UserProperty = list(properties.user)
-    # paho finds out what does not fit when it has taken note of the message already.
-    packed.pack()  # type: ignore[no-untyped-call]
-    return packed
-
-
-def _unpack(packed: Properties) -> MqttProperties | None:
-    if packed.isEmpty():  # type: ignore[no-untyped-call]
-        return None
-    return MqttProperties(
-        content_type=getattr(packed, "ContentType", None),
-        expiry_seconds=getattr(packed, "MessageExpiryInterval", None),
-        user=tuple(getattr(packed, "UserProperty", ())),
-    )

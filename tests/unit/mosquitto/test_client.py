@@ -13,9 +13,10 @@ import pytest
 
 from mq2mqtt.message import MqttProperties
 from mq2mqtt.quickstart.ports import free_port
-from mq2mqtt_mosquitto.client import NO_SUBSCRIBER, Incoming, Login, MqttClient, MqttError, Subscription
+from mq2mqtt_mosquitto.client import NO_SUBSCRIBER, BrokerLimits, Incoming, Login, MqttClient, MqttError, Subscription
 from tests.certificates import Authority
 from tests.mosquitto import hook_library
+from tests.plain_mosquitto import PlainMosquitto
 from tests.unit.amqtt.world import until
 
 
@@ -106,8 +107,8 @@ async def test_a_message_keeps_its_properties_and_tells_how_it_ended(broker: Bro
         for qos in (0, 1, 2):
             writer.client.publish("t/1", b"%d" % qos, qos=qos, properties=properties, done=reasons.append)
         writer.client.publish("nobody", b"", qos=1, done=reasons.append)
-        await until(lambda: len(reader.received) == 3 and len(reasons) == 3)
-        assert sorted(reasons) == [0, 0, NO_SUBSCRIBER]
+        await until(lambda: len(reader.received) == 3 and len(reasons) == 4)
+        assert sorted(reasons) == [0, 0, 0, NO_SUBSCRIBER]
         assert [(m.topic, m.payload, m.qos) for m in reader.received] == [
             ("t/1", b"0", 0),
             ("t/1", b"1", 1),
@@ -280,3 +281,32 @@ async def test_there_is_room_again_when_all_is_sent(broker: Broker) -> None:
 
 def unneeded() -> None:
     """Nobody waits for room."""
+
+
+async def test_a_text_that_paho_refuses_and_mqtt_allows(broker: Broker) -> None:
+    async with connected(tcp(broker), "odd") as odd:
+        await odd.client.subscribe([Subscription("odd", qos=1)])
+        for number in range(2):
+            properties = MqttProperties(user=(("\ufeffname", "a\ufeffb"),), content_type="\ufeff")
+            odd.client.publish("odd", b"%d" % number, qos=1, properties=properties)
+        await until(lambda: odd.payloads == [b"0", b"1"])
+        assert odd.received[0].properties == properties
+
+
+async def test_what_the_broker_takes_and_grants(tmp_path: Path) -> None:
+    plain = PlainMosquitto(tmp_path, options=("max_qos 1", "max_inflight_messages 7", "max_packet_size 2000"))
+    plain.start()
+    try:
+        async with connected(plain.url, "limited") as limited:
+            assert limited.client.limits == BrokerLimits(qos=1, receive_maximum=7, packet_bytes=2000)
+            assert await limited.client.subscribe(
+                [Subscription("a/#", qos=2), Subscription("b", as_published=True)]
+            ) == [1, 0]
+            limited.client.publish("a/x", b"retained", retain=True)
+            await until(lambda: limited.payloads == [b"retained"])
+            assert not limited.received[0].retain
+            limited.client.publish("b", b"flagged", retain=True)
+            await until(lambda: limited.payloads == [b"retained", b"flagged"])
+            assert limited.received[1].retain
+    finally:
+        plain.kill()
