@@ -211,6 +211,8 @@ static void free_hook(struct hook *hook)
 	clients_free(&hook->clients);
 	results_clear(&hook->results);
 	buffer_free(&hook->will.client_id);
+	buffer_free(&hook->will.topic);
+	buffer_free(&hook->will.payload);
 	buffer_free(&hook->properties);
 	buffer_free(&hook->answer);
 	options_free(&hook->options);

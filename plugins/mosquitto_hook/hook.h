@@ -17,9 +17,7 @@
  * will of a client that has died. */
 struct sighting {
 	bool set;
-	uint32_t topic_crc, payload_crc;
-	size_t topic_size, payload_size;
-	struct buffer client_id;
+	struct buffer client_id, topic, payload;
 	bool clean_session;
 };
 

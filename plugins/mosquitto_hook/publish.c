@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 
-#include "crc32.h"
 #include "log.h"
 #include "machine.h"
 
@@ -58,6 +57,12 @@ int publish_arrived(struct hook *hook, struct mosquitto_evt_message *message)
 	return MOSQ_ERR_SUCCESS;
 }
 
+static void keep(struct buffer *buffer, struct bytes content)
+{
+	buffer_clear(buffer);
+	buffer_add(buffer, content.data, content.size);
+}
+
 void publish_sighted(struct hook *hook, const struct mosquitto_evt_acl_check *check)
 {
 	struct sighting *will = &hook->will;
@@ -66,21 +71,23 @@ void publish_sighted(struct hook *hook, const struct mosquitto_evt_acl_check *ch
 	will->set = id && check->client != hook->sidecar && find(hook, check->topic, &route);
 	if (!will->set)
 		return;
-	will->topic_size = strlen(check->topic);
-	will->topic_crc = crc32_of(0, check->topic, will->topic_size);
-	will->payload_size = check->payloadlen;
-	will->payload_crc = crc32_of(0, check->payload, check->payloadlen);
+	/* For each publish, so nothing dearer than copies. */
+	keep(&will->client_id, bytes_of(id));
+	keep(&will->topic, bytes_of(check->topic));
+	keep(&will->payload, (struct bytes){check->payload, check->payloadlen});
 	will->clean_session = mosquitto_client_clean_session(check->client);
-	buffer_clear(&will->client_id);
-	buffer_add(&will->client_id, id, strlen(id));
+}
+
+static bool is_same(const struct buffer *kept, struct bytes other)
+{
+	return !kept->failed && kept->size == other.size && (other.size == 0 || memcmp(kept->data, other.data, other.size) == 0);
 }
 
 /* Mosquitto copies a will, so only its content tells that it is the one that was permitted. */
 static bool is_sighted(const struct sighting *will, const struct mosquitto_evt_acl_check *check)
 {
-	return will->set && strlen(check->topic) == will->topic_size && check->payloadlen == will->payload_size
-		&& crc32_of(0, check->topic, will->topic_size) == will->topic_crc
-		&& crc32_of(0, check->payload, will->payload_size) == will->payload_crc;
+	return will->set && !will->client_id.failed && is_same(&will->topic, bytes_of(check->topic))
+		&& is_same(&will->payload, (struct bytes){check->payload, check->payloadlen});
 }
 
 void publish_shown_to_sidecar(struct hook *hook, const struct mosquitto_evt_acl_check *check)
