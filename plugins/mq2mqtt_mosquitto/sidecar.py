@@ -7,10 +7,10 @@ from pathlib import Path
 from loguru import logger
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.errors import ConfigError
 from mq2mqtt.reload import ConfigFile
 from mq2mqtt.settings import Settings
 from mq2mqtt_mosquitto.host import MosquittoHost
+from mq2mqtt_mqtt.host import ClientHost
 
 __all__ = ["serve"]
 
@@ -21,16 +21,19 @@ async def serve(settings: Settings, config_file: Path) -> int:
     Raises:
         BridgeError: the configuration is wrong, or the spool cannot be used.
     """
-    if settings.host.type != "mosquitto":
-        raise ConfigError(f"host.type: {settings.host.type!r} is not available yet; use 'mosquitto'")
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     reload = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, reload.set)
-    host = MosquittoHost(settings)
-    bridge = Bridge(settings, host, writer=host)
+    host: MosquittoHost | ClientHost
+    if settings.host.type == "mqtt":
+        host = ClientHost(settings)
+        bridge = Bridge(settings, host, subscriber=host)
+    else:
+        host = MosquittoHost(settings)
+        bridge = Bridge(settings, host, writer=host)
     host.intake, host.telemetry = bridge.intake, bridge.telemetry
     try:
         await bridge.start()
@@ -42,6 +45,9 @@ async def serve(settings: Settings, config_file: Path) -> int:
         reloading.cancel()
         # What devices are being handed is settled while the broker can still be asked.
         await bridge.stop_receiving()
+        if isinstance(host, ClientHost):
+            # What it would still fetch, the lanes do not take any more.
+            await host.stop()
     finally:
         await bridge.stop()
         await host.stop()

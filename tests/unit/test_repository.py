@@ -132,7 +132,7 @@ def test_only_the_command_line_knows_the_plugins() -> None:
         f"{name_of(path)} imports {module}"
         for path, part in core_modules()
         for module in imports(path)
-        if module.startswith(("mq2mqtt_amqtt", "mq2mqtt_mosquitto", "amqtt.")) and part != "cli"
+        if module.startswith(("mq2mqtt_amqtt", "mq2mqtt_mosquitto", "mq2mqtt_mqtt", "amqtt.")) and part != "cli"
         # The quickstart's device is made of amqtt's client.
         if not (part == "quickstart" and module.startswith(("amqtt.client", "amqtt.errors")))
     ]

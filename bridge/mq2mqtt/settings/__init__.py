@@ -127,14 +127,16 @@ class HostSettings(Section):
 
     type: Literal["mosquitto", "mqtt"] = Field(
         default="mosquitto",
-        description="`mosquitto` with the hook, or `mqtt` for any MQTT 5 broker. Only `mosquitto` is available yet.",
+        description="`mosquitto` with the hook, or `mqtt` for any MQTT 5 broker: see docs/mqtt.md for what that lacks.",
     )
     url: HostUrl = Field(
         default="mqtt://127.0.0.1:1883",
         description="The broker: `mqtt://HOST:PORT`, `mqtts://HOST:PORT` or `unix:///PATH`.",
     )
     client_id: Text = Field(
-        default="mq2mqtt-sidecar", description="MQTT client id of the sidecar, as the hook's `sidecar_client_id`."
+        default="mq2mqtt-sidecar",
+        description="MQTT client id of the sidecar, as the hook's `sidecar_client_id`. With `mqtt`, each outbound rule "
+        "has a connection besides, with this id, `-` and the rule's id. Keep it: the broker's sessions go by it.",
     )
     username: Text | None = Field(
         default=None, description="User name for the broker; with `token`, `null` is `mq2mqtt`, as the hook expects."
