@@ -4,16 +4,19 @@ import asyncio
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
 from tests.bench.experiment import Bench, Experiment, Measurement
+from tests.bench.mosquitto_servers import MosquittoServer
 from tests.bench.rocketmq_client import DRAIN_SECONDS, batches_of, target
-from tests.bench.servers import BridgeServer, cpu_seconds
+from tests.bench.servers import BridgeServer, cpu_measurements, cpu_of, cpu_since
 
 MESSAGES = 300_000
+FOR_MOSQUITTO = 1_000_000
 CLIENTS = 1000
 QUEUES = 8
 RULE = "bench-out"
@@ -54,18 +57,20 @@ class FilledLane:
 
 
 async def _filled(bench: Bench, count: int) -> FilledLane:
-    path = bench.directory / "filled"
+    path = bench.directory / f"filled-{count}"
     await asyncio.to_thread(fill, path, count)
     return FilledLane(path)
 
 
-async def drain(bench: Bench) -> list[Measurement]:
+async def drain(
+    bench: Bench, *, kind: type[BridgeServer] = BridgeServer, messages: int = MESSAGES
+) -> list[Measurement]:
     """Start a bridge on a filled lane; baseline: the same number of messages by the bridge's client alone, batched.
 
     Measured in RocketMQ, from the first messages that its queues show to the last.
     """
-    count = bench.scaled(MESSAGES)
-    lane = await bench.kept("lane", lambda: _filled(bench, count))
+    count = bench.scaled(messages)
+    lane = await bench.kept(f"lane of {count}", lambda: _filled(bench, count))
 
     async def client_alone() -> float:
         async with target(bench) as client:
@@ -74,10 +79,10 @@ async def drain(bench: Bench) -> list[Measurement]:
             await client.fill(batches)
             return count / (time.perf_counter() - start)
 
-    async def by_bridge() -> tuple[float, float]:
+    async def by_bridge() -> tuple[float, dict[str, float]]:
         async with target(bench) as client:
             rule = {"id": RULE, "type": "outbound", "source": "sensors", "target": client.topic}
-            server = BridgeServer(bench, namesrv=await bench.namesrv(), rules=[rule])
+            server = kind(bench, namesrv=await bench.namesrv(), rules=[rule])
             server.bridge.config["spool"]["max_bytes"] = MAX_BYTES
             shutil.copytree(lane.path, server.bridge.directory / "spool")
             starting = asyncio.create_task(server.run(ready=False), name="bench.start")
@@ -87,18 +92,21 @@ async def drain(bench: Bench) -> list[Measurement]:
                         if starting.done():
                             starting.result()
                         await asyncio.sleep(_POLL_SECONDS)
-                    start, cpu = time.perf_counter(), cpu_seconds(server.pid)
+                    start, before = time.perf_counter(), cpu_of(server)
                     while (shown := await client.shown()) < count:
                         await asyncio.sleep(_POLL_SECONDS)
-                    seconds, used = time.perf_counter() - start, cpu_seconds(server.pid) - cpu
+                    seconds, used = time.perf_counter() - start, cpu_since(before, server, messages=shown - first)
             finally:
                 await starting
                 server.close()
             shutil.rmtree(server.bridge.directory)
-        return (shown - first) / seconds, used / (shown - first) * 1e6
+        return (shown - first) / seconds, used
 
     alone, (rate, cpu_us) = await bench.interleaved(client_alone, by_bridge)
-    return [Measurement("drained", rate, "msg/s", alone), Measurement("CPU of the server", cpu_us, "us/msg")]
+    return [Measurement("drained", rate, "msg/s", alone), *cpu_measurements(cpu_us)]
 
 
-EXPERIMENTS = {"drain": Experiment(drain)}
+EXPERIMENTS = {
+    "drain": Experiment(drain),
+    "drain-mosquitto": Experiment(partial(drain, kind=MosquittoServer, messages=FOR_MOSQUITTO)),
+}

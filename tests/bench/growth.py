@@ -14,7 +14,7 @@ from mq2mqtt.spool.lane import Lane
 from tests.bench.downlink import BODY, TOPIC, receive
 from tests.bench.drain import CLIENTS, MAX_BYTES, RULE, message
 from tests.bench.experiment import Bench, Experiment, Measurement, gather_bounded
-from tests.bench.servers import AloneServer, BridgeServer, Load, Server, cpu_seconds, resident_bytes
+from tests.bench.servers import AloneServer, BridgeServer, Load, cpu_seconds, resident_bytes
 from tests.bench.uplink import publish
 
 RULES = (1, 100, 1000)
@@ -47,7 +47,7 @@ async def _each(
     return rows
 
 
-async def idle_percent(bench: Bench, server: Server) -> float:
+async def idle_percent(bench: Bench, server: AloneServer | BridgeServer) -> float:
     """Return the share of a core that `server` takes when nothing happens."""
     before, start = cpu_seconds(server.pid), time.perf_counter()
     await asyncio.sleep(bench.seconds)
@@ -92,7 +92,7 @@ async def rules(bench: Bench) -> list[Measurement]:
             ("idle CPU", "%"): idle,
             ("resident memory", "MiB"): resident / _MIB,
             ("published", "msg/s"): published.rate,
-            ("CPU of the server", "us/msg"): published.cpu_us,
+            ("CPU of the server", "us/msg"): published.cpu_us["server"],
         }
 
     return await _each(bench, RULES, "rules", measure)
@@ -120,7 +120,7 @@ async def subscriptions(bench: Bench) -> list[Measurement]:
             server.close()
         return {
             ("delivered", "msg/s"): result.rate,
-            ("CPU of the server", "us/msg"): result.cpu_us,
+            ("CPU of the server", "us/msg"): result.cpu_us["server"],
             ("resident memory", "MiB"): resident / _MIB,
         }
 
@@ -162,7 +162,7 @@ async def backlog(bench: Bench) -> list[Measurement]:
         return {
             ("start until it listens", "s"): start,
             ("published", "msg/s"): published.rate,
-            ("CPU of the server", "us/msg"): published.cpu_us,
+            ("CPU of the server", "us/msg"): published.cpu_us["server"],
             ("resident memory", "MiB"): resident / _MIB,
         }
 
@@ -173,7 +173,7 @@ async def connections(bench: Bench) -> list[Measurement]:
     """Clients that are connected and silent; baseline: on amqtt alone."""
     count = bench.scaled(CONNECTIONS)
 
-    async def measure(server: Server) -> tuple[float, float, float]:
+    async def measure(server: AloneServer | BridgeServer) -> tuple[float, float, float]:
         before = resident_bytes(server.pid)
         start = cpu_seconds(server.pid)
         load = await Load.start("connect", server, clients=count)

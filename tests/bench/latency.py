@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Self, cast
 
 from mq2mqtt.link import ConsumeFrom, Queue
@@ -18,7 +19,8 @@ from mq2mqtt.link.native import NativeLink
 from mq2mqtt.message import RocketMessage
 from tests import mqtt_client as mqtt
 from tests.bench.experiment import Bench, Experiment, Measurement
-from tests.bench.servers import AloneServer, BridgeServer, Server
+from tests.bench.hosts import AMQTT, MOSQUITTO, Host
+from tests.bench.servers import Server
 
 if TYPE_CHECKING:
     from mq2mqtt.rocketmq import ReceivedMessage
@@ -222,14 +224,14 @@ async def _publish(server: Server, count: int) -> Latencies:
     return device.acknowledged
 
 
-async def uplink(bench: Bench) -> list[Measurement]:
+async def uplink(bench: Bench, *, host: Host) -> list[Measurement]:
     """Device to PUBACK, to RocketMQ's store, to a RocketMQ consumer.
 
-    Baselines: PUBACK of amqtt alone; a RocketMQ producer in place of the device.
+    Baselines: PUBACK of the broker alone; a RocketMQ producer in place of the device.
     """
     count = bench.scaled(MESSAGES)
-    alone = await bench.kept("alone", lambda: AloneServer.start(bench))
-    bridge = await bench.kept("outbound, one by one", lambda: BridgeServer.outbound(bench))
+    alone = await host.keep_alone(bench)
+    bridge = await bench.kept(f"{host.name} outbound, one by one", lambda: host.bridge.outbound(bench))
     async with Application.on(bench, bridge.topic) as application:
 
         async def by_others() -> tuple[Latencies, Latencies, Latencies]:
@@ -254,10 +256,10 @@ async def uplink(bench: Bench) -> list[Measurement]:
     ]
 
 
-async def downlink(bench: Bench) -> list[Measurement]:
+async def downlink(bench: Bench, *, host: Host) -> list[Measurement]:
     """RocketMQ producer to device; baseline: to a RocketMQ consumer, the same messages."""
     count = bench.scaled(MESSAGES)
-    bridge = await bench.kept("inbound, one by one", lambda: BridgeServer.inbound(bench))
+    bridge = await bench.kept(f"{host.name} inbound, one by one", lambda: host.bridge.inbound(bench))
     device = await Device.connect(bridge, "GID_bench@@@device", "devices/#")
     async with Application.on(bench, bridge.topic) as application:
         await wait_for(device.received, 1)
@@ -270,10 +272,10 @@ async def downlink(bench: Bench) -> list[Measurement]:
     return measurements("RocketMQ producer to device", device.received, application.received)
 
 
-async def round_trip(bench: Bench) -> list[Measurement]:
-    """Device, bridge, RocketMQ, an application that sends back what it gets, RocketMQ, bridge, device: 200 a second."""
+async def round_trip(bench: Bench, *, host: Host, rate: int) -> list[Measurement]:
+    """Device, bridge, RocketMQ, an application that sends back what it gets, RocketMQ, bridge, device."""
     count = bench.scaled(ECHOES)
-    bridge = await bench.kept("both ways", lambda: BridgeServer.both_ways(bench))
+    bridge = await bench.kept(f"{host.name} both ways", lambda: host.bridge.both_ways(bench))
     up, down = bridge.topic.split()
     device = await Device.connect(bridge, "GID_bench@@@device", "devices/#")
     async with Application.on(bench, up) as application:
@@ -281,14 +283,17 @@ async def round_trip(bench: Bench) -> list[Measurement]:
         await device.publish()
         await wait_for(device.received, 1)
         device.begin()
-        await at_rate(device.publish, count=count, rate=ECHO_RATE)
+        await at_rate(device.publish, count=count, rate=rate)
         await wait_for(device.received, count)
     device.transport.close()
     return measurements("device to RocketMQ application to device", device.received)
 
 
 EXPERIMENTS = {
-    "latency-uplink": Experiment(uplink),
-    "latency-downlink": Experiment(downlink),
-    "latency-round-trip": Experiment(round_trip),
+    "latency-uplink": Experiment(partial(uplink, host=AMQTT)),
+    "latency-downlink": Experiment(partial(downlink, host=AMQTT)),
+    "latency-round-trip": Experiment(partial(round_trip, host=AMQTT, rate=ECHO_RATE)),
+    "latency-mosquitto-uplink": Experiment(partial(uplink, host=MOSQUITTO)),
+    "latency-mosquitto-downlink": Experiment(partial(downlink, host=MOSQUITTO)),
+    "latency-mosquitto-round-trip": Experiment(partial(round_trip, host=MOSQUITTO, rate=RATE)),
 }

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 from mq2mqtt.quickstart.cluster import create_topic
 from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.quickstart.process import Child
-from tests.bench.experiment import Bench
+from tests.bench.experiment import Bench, Measurement
 from tests.bridge_process import BridgeProcess
 
 ROOT = Path(__file__).parents[2]
@@ -40,14 +40,45 @@ class Server(Protocol):
         """Its MQTT port."""
 
     @property
-    def pid(self) -> int:
-        """Its process id."""
+    def processes(self) -> dict[str, int]:
+        """Name -> id of each process that it consists of."""
+
+
+class Alone(Server, Protocol):
+    """A broker without the bridge."""
+
+    @classmethod
+    async def start(cls, bench: Bench) -> Self:
+        """Start it and wait until it listens."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 def cpu_seconds(pid: int) -> float:
     """Return the processor time of all threads of a process, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def cpu_of(server: Server) -> dict[str, float]:
+    """Return the processor time of each process of `server`."""
+    return {name: cpu_seconds(pid) for name, pid in server.processes.items()}
+
+
+def cpu_since(before: dict[str, float], server: Server, *, messages: int) -> dict[str, float]:
+    """Return the microseconds that each process has taken for each message since `before`."""
+    return {name: (now - before[name]) / messages * 1e6 for name, now in cpu_of(server).items()}
+
+
+def cpu_measurements(
+    used: dict[str, float], baseline: dict[str, float] | None = None, *, of: str = ""
+) -> list[Measurement]:
+    """Return a figure for each process."""
+    return [
+        Measurement(f"CPU of the {name}{of}", value, "us/msg", None if baseline is None else baseline.get(name))
+        for name, value in used.items()
+    ]
 
 
 def resident_bytes(pid: int) -> int:
@@ -84,6 +115,11 @@ class AloneServer:
         """Its process id."""
         return self._child.pid
 
+    @property
+    def processes(self) -> dict[str, int]:
+        """Its only process."""
+        return {"server": self.pid}
+
     def close(self) -> None:
         """Kill it."""
         self._child.kill()
@@ -99,9 +135,12 @@ class BridgeServer:
 
     def __init__(self, bench: Bench, *, namesrv: str, rules: list[dict[str, Any]]) -> None:
         name = f"bridge-{uuid.uuid4().hex[:8]}"
-        self.bridge = BridgeProcess(bench.directory / name, namesrv=namesrv, rules=rules)
+        self.bridge = self._make_bridge(bench.directory / name, namesrv=namesrv, rules=rules)
         # Several may serve one RocketMQ, each with consumer groups of its own.
         self.bridge.config["node"] = name
+
+    def _make_bridge(self, directory: Path, *, namesrv: str, rules: list[dict[str, Any]]) -> BridgeProcess:
+        return BridgeProcess(directory, namesrv=namesrv, rules=rules)
 
     @classmethod
     async def start(cls, bench: Bench, rules: list[dict[str, Any]], *, topic: str = "") -> Self:
@@ -155,6 +194,11 @@ class BridgeServer:
         """Its process id."""
         assert self.bridge.process is not None
         return self.bridge.process.pid
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Its only process."""
+        return {"server": self.pid}
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
