@@ -1,6 +1,7 @@
 """The composition root: builds every part from the settings, runs them, and stops them in the order of the flow."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from loguru import logger
@@ -75,6 +76,7 @@ class Bridge:
         self.admin = AdminServer(host=admin_host, port=admin_port, telemetry=self.telemetry, registry=registry)
         self._runner: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._is_news = asyncio.Event()
         self._stopping = False
         self._stopped = False
 
@@ -101,9 +103,13 @@ class Bridge:
         async with asyncio.TaskGroup() as group:
             self._rules.start(group)
             self._watching = [
-                group.create_task(_regularly(self._rules.watch, _WATCH_SECONDS), name="mq2mqtt.watch"),
+                group.create_task(_regularly(self._rules.watch, _WATCH_SECONDS, self._is_news), name="mq2mqtt.watch"),
                 group.create_task(_regularly(self._rules.check_groups, _GROUP_SECONDS), name="mq2mqtt.watch-groups"),
             ]
+
+    def look(self) -> None:
+        """Look now, not within a second, after what has no event: a lane's writer has news."""
+        self._is_news.set()
 
     def reload(self, settings: Settings) -> None:
         """Go by the rules of `settings` from now on; say what else differs: that needs a restart.
@@ -155,14 +161,18 @@ class Bridge:
         logger.info("bridge {} stopped", self._settings.node)
 
 
-async def _regularly(step: Callable[[], Awaitable[None]], seconds: float) -> None:
-    """Do `step` again and again, whatever it raises."""
+async def _regularly(step: Callable[[], Awaitable[None]], seconds: float, is_news: asyncio.Event | None = None) -> None:
+    """Do `step` each `seconds`, and at once when there `is_news`, whatever it raises."""
+    is_news = is_news or asyncio.Event()
     while True:
+        is_news.clear()
         try:
             await step()
         except Exception:  # noqa: BLE001 - a task's top edge: the others depend on its going on
             logger.exception("unexpected error, going on")
-        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await is_news.wait()
 
 
 def _changed_beside_rules(running: Settings, changed: Settings) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from loguru import logger
 
 from mq2mqtt.errors import LaneError
-from mq2mqtt.host import LaneWriter
 from mq2mqtt.link import RocketLink
 from mq2mqtt.settings import SpoolSettings
 from mq2mqtt.spool.files import map_errors
@@ -16,15 +15,10 @@ from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt.spool.recovery import PARKED_NAME, list_segments
-from mq2mqtt.telemetry import RuleTelemetry, Trouble
+from mq2mqtt.telemetry import RuleTelemetry
 from mq2mqtt.uplink import Uplink
 
 __all__ = ["Outlet", "is_lane"]
-
-# What is refused, and how long it was, only the writer knows.
-_FULL_PERCENT = 99
-# Refused publishers come again sooner than this.
-_REFUSED_SECONDS = 5.0
 
 
 class Outlet:
@@ -56,7 +50,6 @@ class Outlet:
         telemetry.outcomes["accepted"] += self._lane.messages
         self._note_fails = False
         self._age_fails = False
-        self._refused, self._refused_until = 0, 0.0
         self.uplink = Uplink(
             target=target,
             node=node,
@@ -71,21 +64,6 @@ class Outlet:
     def is_empty(self) -> bool:
         """Whether RocketMQ has all that the lane took, and nobody else writes it."""
         return not self._lane.messages and self._lane.is_released()
-
-    def watch_writer(self, writer: LaneWriter) -> None:
-        """Find out whether the process that writes the lane has space: it counts what it refuses."""
-        refused = writer.refused(self.uplink.rule_id)
-        if refused != self._refused:
-            self._refused, self._refused_until = refused, time.monotonic() + _REFUSED_SECONDS
-        unsent, limit = self._lane.unsent_bytes, self._lane.max_bytes
-        if unsent * 100 >= limit * _FULL_PERCENT:
-            reason = f"lane {self._lane.path}: {unsent} bytes are unsent, max_bytes is {limit}"
-            self._telemetry.rule_down(Trouble.LANE, reason)
-        elif time.monotonic() < self._refused_until:
-            reason = "the broker refuses publishes: the lane or the disk is full, its log says which"
-            self._telemetry.rule_down(Trouble.LANE, reason)
-        else:
-            self._telemetry.rule_up(Trouble.LANE)
 
     def retarget(self, target: str) -> None:
         """Send to another RocketMQ topic from now on, also what waits."""

@@ -209,10 +209,7 @@ class RunningRules:
         problem = place.host.problem
         if problem is None and place.subscriber is not None:
             problem = place.subscriber.problem_of(worker.telemetry.rule_id)
-        if problem is None:
-            worker.telemetry.rule_up(Trouble.HOST)
-        else:
-            worker.telemetry.rule_down(Trouble.HOST, problem)
+        worker.telemetry.rule_has(Trouble.HOST, problem)
 
     async def check_groups(self) -> None:
         """Look for other bridges in the rules' own consumer groups."""

@@ -142,6 +142,13 @@ class RuleTelemetry:
             self._troubles[source] = reason
             self._update()
 
+    def rule_has(self, source: Trouble, problem: str | None) -> None:
+        """The rule is down for this reason, or up without one."""
+        if problem is None:
+            self.rule_up(source)
+        else:
+            self.rule_down(source, problem)
+
     def _listed_troubles(self) -> str | None:
         return "; ".join(self._troubles.values()) or None
 

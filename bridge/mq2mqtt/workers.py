@@ -156,7 +156,8 @@ class OutboundWorker(Worker):
                 return
             lane = self._open_lane()
             if lane is None:
-                self.telemetry.rule_down(Trouble.LANE, "the broker has not begun this rule's lane yet")
+                problem = self._place.writer and self._place.writer.problem_of(self.telemetry.rule_id)
+                self.telemetry.rule_down(Trouble.LANE, problem or "the broker has not begun this rule's lane yet")
                 return
             self._outlet = Outlet(
                 lane,
@@ -199,7 +200,7 @@ class OutboundWorker(Worker):
             return
         self._outlet.note_target()
         if self._place.writer is not None:
-            self._outlet.watch_writer(self._place.writer)
+            self.telemetry.rule_has(Trouble.LANE, self._place.writer.problem_of(self.telemetry.rule_id))
 
     def refresh_gauges(self) -> None:
         """See `Worker.refresh_gauges`."""

@@ -76,6 +76,7 @@ class OperationCode(IntEnum):
     LIST = 6
     """Say who is connected: `Clients`, then `Stats`."""
     STATS = 7
+    """Say what was counted, and what is wrong now: `Stats`."""
 
 
 class AnswerKind(IntEnum):

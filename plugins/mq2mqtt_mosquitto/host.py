@@ -64,10 +64,12 @@ class MosquittoHost:
         self._presence = Presence(tell=self._told, ask=self._ask_for_list)
         self._came_or_went = asyncio.Event()
         self._session = Session(settings, self._deliveries, self._presence)
-        self._session.counted = self._count
+        self._session.told = self._take_stats
         self.telemetry: Telemetry | None = None
         """Where what the hook drops is counted."""
-        self._told_counters: dict[tuple[str, str], int] = {}
+        self._stats = Stats({}, {})
+        self.changed: Callable[[], None] = _nobody
+        """Called when the hook may have begun a lane, or says something else about one."""
         self._tasks: list[asyncio.Task[None]] = []
 
     # What the bridge asks.
@@ -145,9 +147,9 @@ class MosquittoHost:
             self._table = table
             self._session.go_by(table, crc32(table), parents=[rule.source for rule in rules if rule.type == "outbound"])
 
-    def refused(self, rule_id: str) -> int:
-        """See `mq2mqtt.host.LaneWriter.refused`."""
-        return sum(self._told_counters.get((rule_id, name), 0) for name in ("refused", "dropped_lane_full"))
+    def problem_of(self, rule_id: str) -> str | None:
+        """See `mq2mqtt.host.LaneWriter.problem_of`; while the hook is away nobody knows."""
+        return self._stats.problems.get(rule_id) if self.problem is None else None
 
     # Its life.
 
@@ -174,17 +176,22 @@ class MosquittoHost:
         if self.intake is not None:
             self.intake.on_client_event(event)
 
-    def _count(self, stats: Stats) -> None:
-        """Count what the hook has dropped since it was asked last; it begins anew with its broker."""
+    def _take_stats(self, stats: Stats) -> None:
+        before, self._stats = self._stats, stats
         for (rule_id, name), value in stats.counters.items():
-            before = self._told_counters.get((rule_id, name), 0)
-            more = value - before if value >= before else value
-            self._told_counters[rule_id, name] = value
+            # The hook counts anew with its broker.
+            told = before.counters.get((rule_id, name), 0)
+            more = value - told if value >= told else value
             rule = None if self.telemetry is None else self.telemetry.rules.get(rule_id)
             if more and rule is not None and name in _DROPS:
                 rule.dropped(_DROPS[name], count=more)
             elif more and name == "events_lost":
                 logger.warning("the hook lost {} client events: its lane was full", more)
+        problem = stats.problems.get(EVENTS_LANE)
+        if problem is not None and problem != before.problems.get(EVENTS_LANE):
+            logger.error("the hook: {}", problem)
+        if stats.problems != before.problems or stats.counters.keys() != before.counters.keys():
+            self.changed()
 
     async def _follow_events(self) -> None:
         path = self._settings.spool.path / EVENTS_LANE
@@ -233,6 +240,10 @@ def _done(settled: Settled, handed: Callable[[], None], result: Result) -> None:
     if result is Result.DELIVERED:
         handed()
     settled(_DELIVERIES[result])
+
+
+def _nobody() -> None:
+    """Nobody waits for news."""
 
 
 def _ignore(_result: Result) -> None:

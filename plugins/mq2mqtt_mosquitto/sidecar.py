@@ -34,6 +34,7 @@ async def serve(settings: Settings, config_file: Path) -> int:
     else:
         host = MosquittoHost(settings)
         bridge = Bridge(settings, host, writer=host)
+        host.changed = bridge.look
     host.intake, host.telemetry = bridge.intake, bridge.telemetry
     try:
         await bridge.start()

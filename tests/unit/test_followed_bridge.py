@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mq2mqtt.errors import LaneFullError, LinkError
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.rules import OutboundRule, RuleSet
 from mq2mqtt.spool.frame import encode_publish
@@ -23,13 +22,13 @@ class Writer:
         self._spool = spool
         self._rules = RuleSet()
         self.lanes: dict[str, Lane] = {}
-        self.refusals: dict[str, int] = {}
+        self.problems: dict[str, str] = {}
 
     def go_by(self, rules: RuleSet) -> None:
         self._rules = rules
 
-    def refused(self, rule_id: str) -> int:
-        return self.refusals.get(rule_id, 0)
+    def problem_of(self, rule_id: str) -> str | None:
+        return self.problems.get(rule_id)
 
     def work(self) -> None:
         wanted = {rule.id for rule in self._rules if isinstance(rule, OutboundRule) and rule.enabled}
@@ -41,10 +40,6 @@ class Writer:
     def publish(self, rule: str, payload: bytes, *, client_id: str = "c1") -> None:
         message = MqttMessage("sensors/x", payload, 1, client_id=client_id)
         self.lanes[rule].append(encode_publish(message, accepted_us=1))
-
-    def publish_many(self, rule: str, count: int) -> None:
-        for _ in range(count):
-            self.publish(rule, b"x" * 100)
 
     def close(self) -> None:
         for lane in self.lanes.values():
@@ -108,25 +103,27 @@ async def test_what_was_written_while_the_bridge_was_away_is_sent(tmp_path: Path
         await until(lambda: len(world.sent()) == 50)
 
 
-async def test_a_lane_without_space_is_told(tmp_path: Path, writer: Writer) -> None:
-    async with World(tmp_path, OUT, writer=writer, max_bytes="64KiB") as world:
-        writer.work()
-        await until(lambda: world.state("sensors-out") == "up")
-        world.link.fail_with("mq_sensors", LinkError("away"))
-        with pytest.raises(LaneFullError):
-            writer.publish_many("sensors-out", 2000)
-        await until(lambda: "max_bytes is 65536" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
-        world.link.fail_with("mq_sensors", None)
-        await until(lambda: world.state("sensors-out") == "up")
-
-
-async def test_what_the_writer_refuses_is_told(tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mq2mqtt.outlet._REFUSED_SECONDS", 0.2)
+async def test_what_the_writer_says_of_a_lane_is_told(tmp_path: Path, writer: Writer) -> None:
     async with World(tmp_path, OUT, writer=writer) as world:
+        writer.problems["sensors-out"] = "cannot be opened"
+        await until(lambda: "cannot be opened" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
+        writer.problems.clear()
         writer.work()
         await until(lambda: world.state("sensors-out") == "up")
-        writer.refusals["sensors-out"] = 1
-        await until(lambda: "refuses publishes" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
+        writer.problems["sensors-out"] = "is full"
+        await until(lambda: world.bridge.telemetry.rules["sensors-out"].reason == "is full")
+        writer.problems.clear()
+        await until(lambda: world.state("sensors-out") == "up")
+
+
+async def test_news_of_the_writer_is_looked_at_at_once(
+    tmp_path: Path, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.bridge._WATCH_SECONDS", 3600)
+    async with World(tmp_path, OUT, writer=writer) as world:
+        await until(lambda: "not begun" in (world.bridge.telemetry.rules["sensors-out"].reason or ""))
+        writer.work()
+        world.bridge.look()
         await until(lambda: world.state("sensors-out") == "up")
 
 

@@ -133,8 +133,8 @@ class LaneWriter(Protocol):
     def go_by(self, rules: RuleSet) -> None:
         """Let the writer know these rules: now, or when it can be reached."""
 
-    def refused(self, rule_id: str) -> int:
-        """How many publishes the writer has refused so far for want of space, as far as it has told."""
+    def problem_of(self, rule_id: str) -> str | None:
+        """Why the writer takes nothing for a rule now, as far as it has told; `None` when it does."""
 
 
 class Subscriber(Protocol):
