@@ -1,6 +1,7 @@
 """The hook changes nothing of who may log in, publish and subscribe, whichever way Mosquitto is configured."""
 
 import signal
+import stat
 import struct
 import subprocess
 
@@ -9,6 +10,7 @@ import pytest
 from mq2mqtt.message import MqttProperties
 from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, mosquitto_program, only, table_of
 from tests.mqtt_client import CONNACK, PUBACK, Client, packet, publish_packet, text
+from tests.unit.hook.driver import HOOK
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -44,6 +46,26 @@ async def test_without_its_options_the_broker_does_not_start(
 async def test_a_short_token_is_refused(stopped: Mosquitto) -> None:
     (stopped.directory / "token").write_text("short\n")
     assert "must hold one line of 16 to 1024 characters" in stopped.refused_to_start()
+
+
+async def test_make_install(stopped: Mosquitto) -> None:
+    root = stopped.directory / "root"
+    make = ["make", "-C", HOOK, "install", f"BUILD={stopped.hook.parent}", f"DESTDIR={root}", "PREFIX=/usr/local"]
+    subprocess.run(make, check=True, capture_output=True)
+    (installed,) = (path for path in root.rglob("*") if path.is_file())
+    assert installed == root / "usr" / "local" / "lib" / "mq2mqtt" / "mq2mqtt_hook.so"
+    assert stat.S_IMODE(installed.stat().st_mode) == 0o644
+    # Whatever else it exported could meet a name of Mosquitto's or of another plugin.
+    symbols = subprocess.run(
+        ["nm", "-D", "--defined-only", installed], capture_output=True, text=True, check=True
+    ).stdout
+    assert {line.split()[-1] for line in symbols.splitlines()} == {
+        "mosquitto_plugin_version",
+        "mosquitto_plugin_init",
+        "mosquitto_plugin_cleanup",
+    }
+    stopped.hook = installed
+    await stopped.start()
 
 
 @pytest.fixture
