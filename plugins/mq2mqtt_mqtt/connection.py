@@ -60,7 +60,7 @@ class Connection:
             try:
                 await self._serve()
             except TimeoutError:
-                reason = "it does not answer"
+                reason = "it does not answer; it has to speak MQTT 5"
             except (OSError, MqttError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
             except Exception:  # noqa: BLE001 - a task's top edge: the connection must come back
