@@ -1,5 +1,6 @@
 """`mq2mqtt run` as a process of its own, for tests that look at it as a user does."""
 
+import atexit
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -51,14 +52,18 @@ class BridgeProcess:
 
     def start(self, *, ready: bool = True) -> None:
         """Start it and wait until devices can connect; with `ready` also until `/readyz` says so."""
-        self.launch()
-        wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
+        try:
+            self.launch()
+            wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
+        except BaseException:
+            self.kill()
+            raise
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
         self.write_config()
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(self.command_line(), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = start_process(self.command_line(), log)
 
     def command_line(self) -> list[str]:
         return [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
@@ -140,6 +145,13 @@ class BridgeProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=20)
+
+
+def start_process(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program that writes to `log` and ends with the tests, whatever becomes of the one that started it."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    atexit.register(process.kill)
+    return process
 
 
 def wait_for(condition: Any, *, seconds: float = 20.0, what: Any = "the condition") -> None:  # noqa: ANN401

@@ -11,12 +11,15 @@ _SECONDS = 20.0
 
 
 class Device:
-    """An MQTT 3.1.1 client on loopback. `received` grows as messages come."""
+    """An MQTT 3.1.1 client on loopback. `received` grows as messages come.
 
-    def __init__(self, port: int, client_id: str, *, clean: bool = True) -> None:
+    With `reconnects` it comes back when the broker closes its connection, and sends again what was not acknowledged.
+    """
+
+    def __init__(self, port: int, client_id: str, *, clean: bool = True, reconnects: bool = False) -> None:
         self._port = port
         self.client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id, clean_session=clean, reconnect_on_failure=False
+            CallbackAPIVersion.VERSION2, client_id, clean_session=clean, reconnect_on_failure=reconnects
         )
         self.client.max_inflight_messages_set(100)
         self.client.max_queued_messages_set(0)

@@ -1,15 +1,20 @@
 """A real Mosquitto with the hook, for tests."""
 
+import atexit
+import fcntl
+import functools
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from mq2mqtt.quickstart.ports import free_port
-from tests.bridge_process import wait_for
+from tests.bridge_process import start_process, wait_for
 
 _ROOT = Path(__file__).parents[1]
 _HOOK = _ROOT / "plugins" / "mosquitto_hook"
@@ -18,23 +23,31 @@ _START_SECONDS = 30.0
 TOKEN = "a token of the tests"  # noqa: S105 - of brokers on 127.0.0.1 that live for a test
 
 
-def hook_library() -> Path:
-    """Build the hook; return its file. Skips the test (in CI: fails it) where that is not possible.
+@functools.cache
+def mosquitto_program() -> str:
+    """Find the broker: `MOSQUITTO` in the environment names another one. Skips the test (in CI: fails it) without."""
+    # Debian has it where only root looks.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+    return os.environ.get("MOSQUITTO") or shutil.which("mosquitto", path=path) or _not_here("there is no mosquitto")
 
-    `MQ2MQTT_HOOK` names one that is built already.
-    """
-    if given := os.environ.get("MQ2MQTT_HOOK"):
-        return Path(given)
-    problem = None
-    if shutil.which("mosquitto") is None:
-        problem = "there is no mosquitto"
-    elif not _HOOK.is_dir():
-        problem = f"there is no {_HOOK}"
-    else:
+
+@functools.cache
+def hook_library() -> Path:
+    """Build the hook, once for all tests of this run. Skips the test (in CI: fails it) where that is not possible."""
+    build = _HOOK / "build"
+    build.mkdir(exist_ok=True)
+    # Two runs at once would write over each other; and what brokers have loaded must stay as it is.
+    with (build / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         made = subprocess.run(["make", "-s", "-C", str(_HOOK)], check=False, capture_output=True, text=True)
-        if made.returncode == 0:
-            return _HOOK / "build" / "mq2mqtt_hook.so"
-        problem = f"the hook cannot be built: {made.stderr}"
+        if made.returncode != 0:
+            _not_here(f"the hook cannot be built: {made.stderr}")
+        own = tempfile.mkdtemp(prefix="mq2mqtt-hook-")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        return Path(shutil.copy(build / "mq2mqtt_hook.so", own))
+
+
+def _not_here(problem: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(problem, pytrace=False)
     pytest.skip(problem)
@@ -42,6 +55,9 @@ def hook_library() -> Path:
 
 class Mosquitto:
     """A broker with the hook. `options` are more lines of its configuration."""
+
+    log_types: tuple[str, ...] = ("all",)
+    """What it logs. `all` is a line for each packet."""
 
     def __init__(self, directory: Path, *, spool: Path, port: int | None = None, options: tuple[str, ...] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,37 +77,46 @@ class Mosquitto:
 
     def launch(self) -> None:
         """Start it and wait for nothing."""
-        token, config = self.directory / "token", self.directory / "mosquitto.conf"
-        token.write_text(TOKEN + "\n")
-        self.spool.mkdir(parents=True, exist_ok=True)
+        config = self.directory / "mosquitto.conf"
         lines = [
             "per_listener_settings false",
             f"listener {self.port} 127.0.0.1",
             "allow_anonymous true",
             "set_tcp_nodelay true",
             # By default Mosquitto drops what is QoS 1 or 2 and beyond 1000 messages for one client.
-            "max_queued_messages 0",
+            "max_queued_messages 1000000",
             "max_queued_bytes 67108864",
             "user root",
-            "log_type all",
+            *(f"log_type {name}" for name in self.log_types),
             "log_dest stderr",
+            *self.hook_lines(),
+            *self.options,
+        ]
+        config.write_text("\n".join(lines) + "\n")
+        with self.log_file.open("ab") as log:
+            self.process = start_process([mosquitto_program(), "-c", str(config)], log)
+
+    def hook_lines(self) -> list[str]:
+        """Return the lines of the configuration that load the hook."""
+        token = self.directory / "token"
+        token.write_text(TOKEN + "\n")
+        self.spool.mkdir(parents=True, exist_ok=True)
+        return [
             f"plugin {hook_library()}",
             f"plugin_opt_spool {self.spool}",
             f"plugin_opt_token_file {token}",
             "plugin_opt_auth allow",
             "plugin_opt_acl allow",
-            *self.options,
         ]
-        config.write_text("\n".join(lines) + "\n")
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["mosquitto", "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
 
     def start(self) -> None:
         """Start it and wait until clients can connect."""
-        self.launch()
-        wait_for(self.listens, seconds=_START_SECONDS, what=lambda: f"mosquitto does not listen\n{self.log()}")
+        try:
+            self.launch()
+            wait_for(self.listens, seconds=_START_SECONDS, what=lambda: f"mosquitto does not listen\n{self.log()}")
+        except BaseException:
+            self.kill()
+            raise
 
     def listens(self) -> bool:
         assert self.process is not None

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bridge_process import BridgeProcess
+from mq2mqtt import settings
+from mq2mqtt_mosquitto.table import lane_table
+from tests.bridge_process import BridgeProcess, wait_for
 from tests.mosquitto import TOKEN, Mosquitto
 
 
@@ -32,9 +34,19 @@ class MosquittoBridge(BridgeProcess):
     def command_line(self) -> list[str]:
         return [sys.executable, "-m", "mq2mqtt", "sidecar", "-c", str(self.config_file)]
 
+    def reload(self, *, text: str | None = None, outcome: str = "applied") -> None:
+        super().reload(text=text, outcome=outcome)
+        if text is None:
+            wait_for(self._hook_knows_the_rules, what=self.describe_reload)
+
     def _answers(self, *, ready: bool) -> bool:
-        # Until the hook knows the rules, it leaves what devices publish to the broker.
-        return super()._answers(ready=ready) and (self.spool / "lanes.table").exists()
+        return super()._answers(ready=ready) and self._hook_knows_the_rules()
+
+    def _hook_knows_the_rules(self) -> bool:
+        """Until then it leaves what devices publish to the broker, or goes by the rules before."""
+        wanted = settings.load(self.config_file)
+        table = self.spool / "lanes.table"
+        return table.exists() and table.read_bytes() == lane_table(wanted, wanted.rule_set)
 
     def log(self) -> str:
         return f"{super().log()}\n-- mosquitto --\n{self.broker.log()}"
@@ -50,6 +62,9 @@ class MosquittoBridge(BridgeProcess):
 
     def stop(self) -> int:
         """SIGTERM to both, the sidecar first; return its exit code."""
-        code = super().stop()
-        assert self.broker.stop() == 0, self.broker.log()
+        try:
+            code = super().stop()
+        finally:
+            ended = self.broker.stop()
+        assert ended == 0, self.broker.log()
         return code

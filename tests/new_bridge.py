@@ -21,6 +21,11 @@ def host() -> str:
     return _chosen[0]
 
 
+def on_amqtt() -> bool:
+    """Whether that broker is amqtt: the two differ in what docs/mosquitto.md lists."""
+    return host() == "amqtt"
+
+
 def new_bridge(directory: Path, *, namesrv: str, rules: list[dict[str, Any]]) -> BridgeProcess:
     """Make a bridge on that broker, not yet started."""
     kind = MosquittoBridge if host() == "mosquitto" else BridgeProcess

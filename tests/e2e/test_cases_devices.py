@@ -10,7 +10,7 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.conftest import SharedRocketMQ
 from tests.mqtt_client import PUBCOMP, PUBREC, PUBREL, Client, ack_packet, publish_packet
-from tests.new_bridge import new_bridge
+from tests.new_bridge import new_bridge, on_amqtt
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
@@ -62,8 +62,7 @@ async def world(running: World) -> AsyncIterator[World]:
     await running.end()
 
 
-@pytest.mark.amqtt("Mosquitto shows its plugins a QoS 2 publish each time it comes: a duplicate")
-async def test_a_qos_2_publish_that_is_sent_again_over_connections_is_one_message(world: World) -> None:
+async def test_a_qos_2_publish_that_is_sent_again_over_connections(world: World) -> None:
     again = publish_packet("sensors/x", b"once", qos=2, packet_id=7, dup=True)
     device = await world.client("repeater", clean=False)
     device.send(publish_packet("sensors/x", b"once", qos=2, packet_id=7))
@@ -79,7 +78,8 @@ async def test_a_qos_2_publish_that_is_sent_again_over_connections_is_one_messag
         await device.wait_packet(PUBCOMP, 7)
     await device.publish("sensors/x", b"end", qos=1)
     await until(lambda: world.exported("repeater")[-1:] == [b"end"])
-    assert world.exported("repeater") == [b"once", b"end"]
+    # Mosquitto shows its plugins a QoS 2 publish each time it comes.
+    assert world.exported("repeater") == [b"once"] * (1 if on_amqtt() else 3) + [b"end"]
 
 
 async def test_a_pubrel_on_the_next_connection_exports_the_message(world: World) -> None:
@@ -87,11 +87,16 @@ async def test_a_pubrel_on_the_next_connection_exports_the_message(world: World)
     device.send(publish_packet("sensors/x", b"held", qos=2, packet_id=9))
     await device.wait_packet(PUBREC, 9)
     await device.drop()
-    assert world.exported("releaser") == []
+    if on_amqtt():
+        assert world.exported("releaser") == []
+    else:
+        # In the lane before PUBREC.
+        await until(lambda: world.exported("releaser") == [b"held"])
     device = await world.client("releaser", clean=False)
     device.send(ack_packet(PUBREL, 9))
     await device.wait_packet(PUBCOMP, 9)
-    await until(lambda: world.exported("releaser") == [b"held"])
+    await device.publish("sensors/x", b"end", qos=1)
+    await until(lambda: world.exported("releaser") == [b"held", b"end"])
 
 
 async def test_retained_publishes_and_their_deletion_are_exported_once(world: World) -> None:
@@ -175,7 +180,6 @@ async def test_take_over_under_traffic(world: World, *, clean: bool) -> None:
     await until(lambda: world.exported(name) == [b"%d" % number for number in range(5)])
 
 
-@pytest.mark.amqtt("Mosquitto serves the first of overlapping subscriptions, not the one of the highest QoS")
 async def test_a_subscription_can_change_its_qos_and_end(world: World) -> None:
     device = await world.client("changer")
     for qos in (2, 0, 1):
@@ -187,7 +191,9 @@ async def test_a_subscription_can_change_its_qos_and_end(world: World) -> None:
     device.messages.clear()
     world.peer.send_many(world.into, [b"a", b"b"], mqttSecondTopic="/change/x", qoslevel="2")
     await device.wait_messages(2)
-    assert [(message.payload, message.qos) for message in device.messages] == [(b"a", 2), (b"b", 2)]
+    # Mosquitto takes the first of overlapping subscriptions, not the one of the highest QoS.
+    qos = 2 if on_amqtt() else 1
+    assert [(message.payload, message.qos) for message in device.messages] == [(b"a", qos), (b"b", qos)]
     await device.unsubscribe("devices/change/+", "devices/change/#")
     device.messages.clear()
     world.peer.send(world.into, b"x", mqttSecondTopic="/change/x", qoslevel="2")
@@ -209,14 +215,14 @@ async def test_devices_that_do_not_read_or_acknowledge_hold_up_nobody(world: Wor
     assert outcomes == 2 * received
 
 
-@pytest.mark.amqtt("Mosquitto takes them for any other `$SYS` topic")
-async def test_legacy_requests_are_acknowledged_and_other_dollar_topics_refused(world: World) -> None:
+async def test_legacy_requests_are_acknowledged_and_what_is_no_topic_is_refused(world: World) -> None:
     device = await world.client("legacy")
     for topic in ("$SYS/enableOrderMsg", "$SYS/getOfflineMsg"):
         await device.publish(topic, b"{}", qos=1)
     await device.publish("sensors/x", b"only this", qos=1)
     await until(lambda: world.exported("legacy") == [b"only this"])
-    for topic in ("$SYS/x", "sensors/+", "sensors/#"):
+    # Mosquitto takes what is published to any `$SYS` topic, and keeps it from everybody.
+    for topic in (*(("$SYS/x",) if on_amqtt() else ()), "sensors/+", "sensors/#"):
         device = await world.client("refused")
         device.send(publish_packet(topic, b"x", qos=1, packet_id=1))
         await device.wait_closed()

@@ -261,14 +261,11 @@ def test_the_invariants_hold_when_all_is_quiet(world: World) -> None:
 def test_a_second_bridge_on_the_same_spool_is_refused(world: World, tmp_path: Path) -> None:
     second = new_bridge(tmp_path, namesrv="127.0.0.1:1", rules=world.bridge.config["rules"])
     second.config["spool"]["path"] = str(world.bridge.directory / "spool")
-    try:
-        with pytest.raises(AssertionError, match="another bridge runs on"):
-            second.start()
-        assert second.process is not None
-        assert second.process.returncode == 2
-        assert "Traceback" not in second.log()
-    finally:
-        second.kill()
+    with pytest.raises(AssertionError, match="another bridge runs on"):
+        second.start()
+    assert second.process is not None
+    assert second.process.returncode == 2
+    assert "Traceback" not in second.log()
 
 
 def test_the_paho_default_client_sees_nothing_unusual(world: World) -> None:
