@@ -108,6 +108,8 @@ class Experiment:
     """Called once for each run, and once before them to warm up; those figures are dropped."""
     slow: bool = False
     """Starts its servers anew in each run: no warm-up, and at most `SLOW_RUNS` runs."""
+    long: bool = False
+    """Takes minutes: runs where it is named, or with `quick`; no warm-up, and once."""
 
 
 SLOW_RUNS = 3

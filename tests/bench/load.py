@@ -23,6 +23,7 @@ _PACKETS = 60_000
 _ACK_BYTES = 4
 _TIMEOUT = 60.0
 _QOS_0_AT_ONCE = 64
+_PUBLISHES_EACH_REPLACEMENT = 10
 # What waits in the kernel is not measured: keep it small.
 _SEND_BUFFER = 64 * 1024
 # A server may send each PUBACK by itself; waking up for each would take half a core. Fewer than the ten segments that a
@@ -273,10 +274,90 @@ def connect(arguments: argparse.Namespace) -> dict[str, float]:
     return {"messages": len(connections), "seconds": seconds, "load_cpu": 0.0}
 
 
+class Churn:
+    """Devices that come, publish now and then, and go again; half of them for good, half without a goodbye."""
+
+    def __init__(self, port: int, clients: int, topic: str) -> None:
+        self._port = port
+        self._topic = topic
+        self._selector = selectors.DefaultSelector()
+        self._devices: list[Connection] = []
+        self._made = 0
+        self.acknowledged = 0
+        for number in range(clients):
+            self._come(f"GID_churn@@@{number:05d}")
+
+    def _come(self, client_id: str) -> None:
+        self._made += 1
+        device = Connection(self._port, client_id)
+        self._selector.register(device.socket, selectors.EVENT_READ)
+        self._devices.append(device)
+
+    def replace(self) -> None:
+        """Have the device go that is connected longest, and another one or the same come."""
+        device = self._devices.pop(0)
+        # Its PUBACK may be on its way.
+        self.read(0)
+        self._selector.unregister(device.socket)
+        if self._made % 2:
+            device.socket.sendall(bytes((mqtt.DISCONNECT << 4, 0)))
+        device.socket.close()
+        self._come(device.client_id if self._made % 4 < 2 else f"GID_churn@@@{self._made:05d}")
+
+    def publish(self, number: int) -> None:
+        """Publish from one of them, at QoS 1."""
+        device = self._devices[number * 7919 % len(self._devices)]
+        packet = mqtt.publish_packet(self._topic, b"%064d" % number, qos=1, packet_id=number % 60_000 + 1)
+        device.socket.sendall(packet)
+
+    def read(self, seconds: float) -> None:
+        """Take what comes for a while."""
+        deadline = time.perf_counter() + seconds
+        while True:
+            for key, _ in self._selector.select(max(0, deadline - time.perf_counter())):
+                assert isinstance(key.fileobj, socket.socket)
+                data = key.fileobj.recv(65_536)
+                if not data:
+                    raise ConnectionError("the server closed a connection")
+                self._count(data)
+            if time.perf_counter() >= deadline:
+                return
+
+    def _count(self, data: bytes) -> None:
+        # Servers write whole packets, and all of them are short here.
+        position = 0
+        while position + 1 < len(data):
+            self.acknowledged += data[position] >> 4 == mqtt.PUBACK
+            position += 2 + data[position + 1]
+
+
+def churn(arguments: argparse.Namespace) -> dict[str, float]:
+    """Keep `clients` connected and `rate` publishes a second coming; every tenth as often one is replaced."""
+    devices = Churn(arguments.port, arguments.clients, arguments.topic)
+    print("ready", flush=True)
+    cpu, start = time.process_time(), time.perf_counter()
+    number = 0
+    while (now := time.perf_counter() - start) < arguments.seconds:
+        if number <= now * arguments.rate:
+            devices.publish(number)
+            number += 1
+            if number % _PUBLISHES_EACH_REPLACEMENT == 0:
+                devices.replace()
+        devices.read(max(0.0, start + number / arguments.rate - time.perf_counter()))
+    devices.read(1.0)
+    seconds = time.perf_counter() - start
+    return {
+        "messages": devices.acknowledged,
+        "seconds": seconds,
+        "load_cpu": (time.process_time() - cpu) / seconds,
+    }
+
+
 _MODES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "publish": publish,
     "subscribe": subscribe,
     "connect": connect,
+    "churn": churn,
 }
 
 
@@ -290,6 +371,7 @@ def main() -> None:
     parser.add_argument("--qos", type=int, default=0)
     parser.add_argument("--window", type=int, default=100, help="publishes in flight of each client")
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--rate", type=float, default=1.0, help="publishes a second")
     parser.add_argument("--messages", type=int, default=0)
     parser.add_argument(
         "--filters", type=int, default=0, help="different topics below --topic, spread over the clients"

@@ -27,6 +27,7 @@ MODULES = (
     "tests.bench.growth",
     "tests.bench.rocketmq_client",
     "tests.bench.spool",
+    "tests.bench.soak",
 )
 """Each has `EXPERIMENTS`: name -> experiment."""
 
@@ -37,8 +38,9 @@ async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> 
     for name, experiment in chosen.items():
         results: list[list[Measurement]] = []
         begin, load = time.monotonic(), os.getloadavg()[0]
-        counted = min(runs, SLOW_RUNS) if experiment.slow else runs
-        for number in range(1 if experiment.slow or bench.quick else 0, counted + 1):
+        counted = 1 if experiment.long else min(runs, SLOW_RUNS) if experiment.slow else runs
+        warm_up = not (experiment.long or experiment.slow or bench.quick)
+        for number in range(0 if warm_up else 1, counted + 1):
             bench.run = number
             print(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}", file=sys.stderr)
             results.append(await experiment.measure(bench))
@@ -88,7 +90,8 @@ def main() -> None:
     # A thousand clients are a thousand sockets, here and in the servers, which inherit it.
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    chosen = {name: known[name] for name in arguments.experiment or known}
+    all_of_them = [name for name, experiment in known.items() if arguments.quick or not experiment.long]
+    chosen = {name: known[name] for name in arguments.experiment or all_of_them}
     loop_name, loop_factory = "asyncio", asyncio.new_event_loop
     with tempfile.TemporaryDirectory(prefix="mq2mqtt-bench-") as directory:
         if arguments.plain_asyncio:

@@ -39,6 +39,7 @@ EXPERIMENTS = {
     "spool-append": {"appended": "frames/s"},
     "spool-read": {"read": "frames/s", "read and settled": "frames/s"},
     "spool-commit": {"committed": "frames/s"},
+    "soak-mosquitto": {"resident memory of the broker, end": "MiB", "resident memory of the sidecar, end": "MiB"},
     "growth-rules": {"idle CPU, rules: 1": "%", "published, rules: 20": "msg/s"},
     "growth-subscriptions": {"delivered, subscriptions: 10": "msg/s", "delivered, subscriptions: 2,000": "msg/s"},
     "growth-backlog": {"published, waiting: 0": "msg/s", "start until it listens, waiting: 100,000": "s"},
