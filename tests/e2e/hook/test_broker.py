@@ -4,6 +4,7 @@ import signal
 import stat
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -48,24 +49,28 @@ async def test_a_short_token_is_refused(stopped: Mosquitto) -> None:
     assert "must hold one line of 16 to 1024 characters" in stopped.refused_to_start()
 
 
-async def test_make_install(stopped: Mosquitto) -> None:
-    root = stopped.directory / "root"
-    make = ["make", "-C", HOOK, "install", f"BUILD={stopped.hook.parent}", f"DESTDIR={root}", "PREFIX=/usr/local"]
+@pytest.fixture
+def installed(hook: Path, tmp_path: Path) -> Path:
+    """The file that `make install` makes."""
+    make = ["make", "-C", str(HOOK), "install", f"BUILD={hook.parent}", f"DESTDIR={tmp_path}/root", "PREFIX=/usr/local"]
     subprocess.run(make, check=True, capture_output=True)
-    (installed,) = (path for path in root.rglob("*") if path.is_file())
-    assert installed == root / "usr" / "local" / "lib" / "mq2mqtt" / "mq2mqtt_hook.so"
-    assert stat.S_IMODE(installed.stat().st_mode) == 0o644
-    # Whatever else it exported could meet a name of Mosquitto's or of another plugin.
-    symbols = subprocess.run(
-        ["nm", "-D", "--defined-only", installed], capture_output=True, text=True, check=True
-    ).stdout
-    assert {line.split()[-1] for line in symbols.splitlines()} == {
-        "mosquitto_plugin_version",
-        "mosquitto_plugin_init",
-        "mosquitto_plugin_cleanup",
-    }
+    (file,) = (path for path in (tmp_path / "root").rglob("*") if path.is_file())
+    assert file == tmp_path / "root" / "usr" / "local" / "lib" / "mq2mqtt" / "mq2mqtt_hook.so"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    return file
+
+
+def test_the_hook_exports_nothing_but_what_mosquitto_calls(installed: Path) -> None:
+    # A name could meet one of Mosquitto's or of another plugin.
+    nm = subprocess.run(["nm", "-D", "--defined-only", installed], capture_output=True, text=True, check=True)
+    functions = {"mosquitto_plugin_version", "mosquitto_plugin_init", "mosquitto_plugin_cleanup"}
+    assert {line.split()[-1] for line in nm.stdout.splitlines()} == functions
+
+
+async def test_mosquitto_takes_the_installed_hook(installed: Path, stopped: Mosquitto) -> None:
     stopped.hook = installed
     await stopped.start()
+    assert "mq2mqtt hook: version 0.1" in stopped.log.read_text()
 
 
 @pytest.fixture
