@@ -1,15 +1,15 @@
 """The conversation with the hook: connect, say hello, bring it the rules, keep up with who is connected; and again."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from loguru import logger
 
 from mq2mqtt.settings import Settings
-from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError, Subscription
+from mq2mqtt_mosquitto.client import Incoming, Login, MqttClient, MqttError, Subscription
 from mq2mqtt_mosquitto.control import (
     ANSWER_TOPIC,
     CONTROL_TOPIC,
@@ -29,18 +29,20 @@ from mq2mqtt_mosquitto.control import (
     encode_operation,
 )
 from mq2mqtt_mosquitto.deliveries import Deliveries
-from mq2mqtt_mosquitto.greeting import login_of, objection
 from mq2mqtt_mosquitto.presence import Presence
-from mq2mqtt_mosquitto.table import told_parents
 
 __all__ = ["Session"]
 
+HOOK_MAJOR: Final = 0
+"""The hook's major version that this sidecar works with."""
+
+_USERNAME = "mq2mqtt"
 _ANSWER_SECONDS = 10.0
-_STATS_SECONDS = 1.0
-# Only against what neither events nor their loss have told.
-_LIST_SECONDS = 30.0
+_SILENT_SECONDS = 1.5
+_LIST_SECONDS = 2.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 5.0
+_WATCH_SECONDS = 1.0
 
 
 class _HookError(Exception):
@@ -56,18 +58,25 @@ class Session:
         Raises:
             ConfigError: a file of `host.tls` is no use.
         """
+        host = settings.host
         self._spool = settings.spool.path
-        self._login = login_of(settings)
+        token = host.token or host.password
+        self._login = Login(
+            url=host.url,
+            client_id=host.client_id,
+            username=host.username or (_USERNAME if token else None),
+            password=token.get_secret_value() if token else None,
+            tls=host.tls_context(),
+        )
         self._deliveries = deliveries
         self._presence = presence
         self.problem: str | None = "the MQTT broker is not reached yet"
         self.reached = asyncio.Event()
-        self.told: Callable[[Stats], None] = _ignore
-        """Called with what the hook counts and finds wrong, whenever it tells."""
+        self.counted: Callable[[Stats], None] = _ignore
+        """Called with the hook's counters whenever it tells them."""
         self._table, self._table_crc, self._pushed_crc = b"", 0, 0
         self._parents: list[str] = []
-        # As far as is known: a session may be kept from an earlier life.
-        self._subscribed = told_parents(self._spool)
+        self._subscribed: set[str] = set()
         self._changed = asyncio.Event()
         self._wants_list = False
         self._client: MqttClient | None = None
@@ -110,6 +119,11 @@ class Session:
             logger.warning("{}", problem)
         self.problem = problem
 
+    def _is_silent(self) -> None:
+        """Tell it; the connection stays, a busy broker answers yet."""
+        if self.reached.is_set():
+            self.problem = f"the MQTT broker {self._login.url} does not answer"
+
     async def _serve(self) -> None:
         """Connect and work until the connection ends; raises what ended it."""
         self._client = await MqttClient.connect(self._login, received=self._received, room=self._deliveries.flush)
@@ -131,64 +145,64 @@ class Session:
             welcome = await self._ask(OperationCode.HELLO)
         except TimeoutError:
             raise _HookError(
-                f"no hook answers {self._login.client_id}: load its plugin, and give it this name as "
-                "sidecar_client_id where it is not the default"
+                "no hook answers: load its plugin, with the token and the client id of this sidecar"
             ) from None
         if not isinstance(welcome, Welcome):
             raise _HookError(f"the hook answered a greeting with {type(welcome).__name__}")
         self._check(welcome)
-        if not client.session_present:
-            self._subscribed = set()
-        await self._subscribe(client, afresh=True)
-        self._pushed_crc = welcome.table_crc
-        await self._bring_table()
+        self._subscribed = set()
+        await self._bring_table(client, in_force=welcome.table_crc)
         await self._list()
 
     def _check(self, welcome: Welcome) -> None:
-        if (problem := objection(welcome, self._spool)) is not None:
-            raise _HookError(problem)
+        if welcome.version[0] != HOOK_MAJOR:
+            raise _HookError(f"the hook is of version {welcome.version}, this sidecar needs {HOOK_MAJOR}.x")
+        if not _same_directory(Path(welcome.spool_path), self._spool):
+            raise _HookError(f"the hook writes to {welcome.spool_path}, but spool.path is {self._spool}")
+        for line in welcome.problems:
+            logger.error("the hook: {}", line)
         logger.info("hook {}.{} in {}", *welcome.version, welcome.broker_version)
 
     async def _keep_up(self, client: MqttClient) -> None:
-        """Bring the hook what changes, and ask it how it is."""
+        """Bring the hook what changes; look now and then whether all is well."""
         loop = asyncio.get_running_loop()
         list_at = loop.time() + _LIST_SECONDS
-        client.closed.add_done_callback(lambda _: self._changed.set())
         while not client.closed.done():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_STATS_SECONDS):
-                    await self._changed.wait()
+            changed = asyncio.create_task(self._changed.wait(), name="mq2mqtt.mosquitto.changed")
+            waited: list[asyncio.Future[Any]] = [changed, client.closed]
+            try:
+                wait_seconds = max(0.0, min(_WATCH_SECONDS, list_at - loop.time()))
+                await asyncio.wait(waited, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
             self._changed.clear()
-            await self._subscribe(client, afresh=False)
-            await self._bring_table()
-            if self._wants_list or loop.time() > list_at:
+            if client.closed.done():
+                break
+            await self._bring_table(client, in_force=None)
+            if self._wants_list or loop.time() >= list_at:
                 await self._list()
                 list_at = loop.time() + _LIST_SECONDS
-            else:
-                await self._ask(OperationCode.STATS)
             if self._deliveries.overdue_seconds > _ANSWER_SECONDS:
                 raise _HookError("the hook does not answer")
         raise MqttError(client.closed.result())
 
-    async def _subscribe(self, client: MqttClient, *, afresh: bool) -> None:
-        """Have wills pass by the hook on their way to us; it denies us all else that is subscribed to."""
-        wanted = set(self._parents)
-        if new := wanted if afresh else wanted - self._subscribed:
-            await client.subscribe([Subscription(f"{parent}/#", qos=1) for parent in sorted(new)])
-        if gone := self._subscribed - wanted:
-            await client.unsubscribe([f"{parent}/#" for parent in sorted(gone)])
-        self._subscribed = wanted
-
-    async def _bring_table(self) -> None:
-        """Push the table if it is not the one that the hook has."""
+    async def _bring_table(self, client: MqttClient, *, in_force: int | None) -> None:
+        """Push the table if it is not the one `in_force` (`None`: the last one that was pushed)."""
+        parents = [f"{parent}/#" for parent in self._parents if parent not in self._subscribed]
+        if parents:
+            # Wills pass by the hook on their way to a subscriber; it denies us all else that we subscribe to.
+            await client.subscribe([Subscription(name, qos=1) for name in parents])
+            self._subscribed.update(self._parents)
+        pushed = self._pushed_crc if in_force is None else in_force
         crc, table = self._table_crc, self._table
-        if crc == self._pushed_crc:
-            return
-        answer = await self._ask(OperationCode.TABLE, payload=table)
-        if not isinstance(answer, Table):
-            raise _HookError(f"the hook answered a lane table with {type(answer).__name__}")
-        if not answer.ok:
-            raise _HookError(f"the hook refuses the lane table: {answer.text}")
+        if pushed != crc and table:
+            answer = await self._ask(OperationCode.TABLE, payload=table)
+            if not isinstance(answer, Table):
+                raise _HookError(f"the hook answered a lane table with {type(answer).__name__}")
+            if not answer.ok:
+                raise _HookError(f"the hook refuses the lane table: {answer.text}")
+            for line in answer.text.splitlines():
+                logger.error("the hook: {}", line)
         self._pushed_crc = crc
 
     async def _list(self) -> None:
@@ -210,14 +224,18 @@ class Session:
         closed = self._client.closed
         self._client.publish(CONTROL_TOPIC, encode_batch(number, [encode_operation(code, payload=payload)]))
         waited: list[asyncio.Future[Any]] = [answer, closed]
+        silent = asyncio.get_running_loop().call_later(_SILENT_SECONDS, self._is_silent)
         try:
             await asyncio.wait(waited, timeout=_ANSWER_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            silent.cancel()
             del self._asked[number]
         if not answer.done():
             if closed.done():
                 raise MqttError(closed.result())
             raise TimeoutError
+        if self.reached.is_set():
+            self.problem = None
         found = answer.result()
         if isinstance(found, Refused):
             raise _HookError(f"the hook refuses {code.name}: {found.text}")
@@ -239,8 +257,8 @@ class Session:
             logger.error("the hook sent what is no answer: {}", error)
             return
         if isinstance(answer, Stats):
-            self.told(answer)
-        if isinstance(answer, Clients) and number in self._asked:
+            self.counted(answer)
+        elif isinstance(answer, Clients) and number in self._asked:
             self._listing += answer.clients
             if answer.last:
                 self._answer(number, answer)
@@ -257,3 +275,10 @@ class Session:
 
 def _ignore(_stats: Stats) -> None:
     """Nobody counts."""
+
+
+def _same_directory(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one == other.absolute()
