@@ -1,0 +1,125 @@
+"""The host beside a real Mosquitto with the hook: what it makes of the hook's answers."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mq2mqtt.settings import Settings
+from mq2mqtt.spool.follower import FollowedLane
+from mq2mqtt.spool.reader import LaneReader
+from mq2mqtt_mosquitto.host import MosquittoHost
+from tests.mosquitto import TOKEN, Mosquitto
+from tests.mqtt_client import Client, publish_packet
+from tests.plain_mosquitto import PlainMosquitto
+from tests.unit.amqtt.world import until
+
+LIMIT = 64 << 10
+
+
+class Hosts:
+    """One host after another for one broker, each for the outbound rules `<source>-out`."""
+
+    def __init__(self, url: str, spool: Path) -> None:
+        self._url = url
+        self.spool = spool
+        self.host: MosquittoHost
+
+    def _settings(self, sources: tuple[str, ...]) -> Settings:
+        values: dict[str, Any] = {
+            "host": {"url": self._url, "token": TOKEN},
+            "spool": {"path": self.spool, "max_bytes": LIMIT},
+            "rules": [{"id": f"{name}-out", "type": "outbound", "source": name, "target": "t"} for name in sources],
+        }
+        return Settings(**values)
+
+    def new_host(self, *sources: str) -> None:
+        self.host = MosquittoHost(self._settings(sources))
+        self.go_by(*sources)
+        self.host.start()
+
+    async def start(self, *sources: str) -> None:
+        self.new_host(*sources)
+        await until(lambda: self.host.problem is None)
+
+    def go_by(self, *sources: str) -> None:
+        self.host.go_by(self._settings(sources).rule_set)
+
+    def lane(self, source: str) -> FollowedLane | None:
+        path = self.spool / f"{source}-out"
+        return FollowedLane.open(path, max_bytes=LIMIT, target="t", watcher=self.host.watcher)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    broker = Mosquitto(tmp_path, spool=tmp_path / "spool")
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+async def hosts(broker: Mosquitto) -> AsyncIterator[Hosts]:
+    hosts = Hosts(broker.url, broker.spool)
+    yield hosts
+    await hosts.host.stop()
+
+
+async def test_a_lane_is_told_while_it_is_full(hosts: Hosts, broker: Mosquitto) -> None:
+    await hosts.start("full", "other")
+    device = await Client.connect(broker.port, "device")
+    for number in range(1, 80):
+        device.send(publish_packet("full/x", bytes(1000), qos=1, packet_id=number))
+    await until(lambda: "bytes are unsent, max_bytes is 65536" in (hosts.host.problem_of("full-out") or ""))
+    assert hosts.host.problem_of("other-out") is None
+    lane = hosts.lane("full")
+    assert lane is not None
+    reader = LaneReader(lane)
+    reader.settle([entry.offset for entry in reader.read(max_messages=1000)])
+    await until(lambda: hosts.host.problem_of("full-out") is None)
+    reader.close()
+    lane.close()
+    await device.drop()
+
+
+async def test_news_comes_when_a_lane_is_begun(hosts: Hosts) -> None:
+    await hosts.start("first")
+    begun: list[bool] = []
+    hosts.host.changed = lambda: begun.append((hosts.spool / "second-out").is_dir())
+    hosts.go_by("first", "second")
+    await until(lambda: begun == [True])
+    lane = hosts.lane("second")
+    assert lane is not None
+    lane.close()
+
+
+async def test_subscriptions_for_wills_end_with_their_rules(hosts: Hosts, broker: Mosquitto) -> None:
+    def ended() -> list[str]:
+        lines = [line.partition(": ")[2] for line in broker.log().splitlines()]
+        return [after.strip() for line, after in itertools.pairwise(lines) if "Received UNSUB" in line]
+
+    await hosts.start("a", "b", "c")
+    hosts.go_by("a", "b")
+    await until(lambda: ended() == ["c/#"])
+    await hosts.host.stop()
+    # The broker has kept the session.
+    await hosts.start("b", "d")
+    assert ended() == ["c/#", "a/#"]
+
+
+async def test_the_reason_while_there_is_no_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt_mosquitto.session._ANSWER_SECONDS", 0.2)
+    spool = tmp_path / "spool"
+    stranger = Mosquitto(tmp_path / "hook", spool=spool, options=("plugin_opt_sidecar_client_id another",))
+    for broker, problem in (
+        (stranger, "Not authorized; its sidecar_client_id must be host.client_id, mq2mqtt-sidecar"),
+        (PlainMosquitto(tmp_path / "plain"), "no hook answers: load its plugin in mosquitto.conf"),
+    ):
+        broker.start()
+        hosts = Hosts(broker.url, spool)
+        hosts.new_host()
+        await until(lambda hosts=hosts, problem=problem: problem in (hosts.host.problem or ""))  # type: ignore[misc]
+        await hosts.host.stop()
+        broker.kill()
