@@ -153,6 +153,11 @@ def test_paths_are_relative_to_the_file_not_to_the_working_directory(
     assert settings.load(str(path)).spool.path == tmp_path / "lanes"
 
 
+def test_it_is_known_whether_a_file_has_a_broker_for_the_sidecar(write: Write) -> None:
+    assert settings.load(write("node: a\nspool: {path: s}\n")).host.model_fields_set == set()
+    assert settings.load(write("host: {url: 'mqtt://h:1', token: t}\n")).host.model_fields_set == {"url", "token"}
+
+
 def test_secrets_from_files(write: Write, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("s3cret\n")
     (tmp_path / "token").write_text(" t \r\n")

@@ -431,7 +431,9 @@ def _anchored(section: _Model, base: Path, location: Location, report: _Report) 
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
-            changes[name] = _anchored(value, base, (*location, name), report)
+            anchored = _anchored(value, base, (*location, name), report)
+            if anchored is not value:
+                changes[name] = anchored
         elif isinstance(value, Path):
             changes[name] = base / value
         elif isinstance(value, SecretStr) and value.get_secret_value().startswith(_FILE_SCHEME):
@@ -442,4 +444,5 @@ def _anchored(section: _Model, base: Path, location: Location, report: _Report) 
                 report.add((*location, name), f"{file} {error}")
         elif isinstance(section, StoreSettings) and (sqlite := _RELATIVE_SQLITE.fullmatch(value)):
             changes[name] = f"{sqlite[1]}{base / sqlite[2]}"
-    return section.model_copy(update=changes)
+    # A copy counts what it changed as given, which tells whether a file has the section.
+    return section.model_copy(update=changes) if changes else section
