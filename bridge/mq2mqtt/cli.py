@@ -147,13 +147,25 @@ def check(
     *,
     config: ConfigOption = _DEFAULT_CONFIG,
     create: Annotated[bool, typer.Option("--create", help="Create missing RocketMQ topics.")] = False,
+    rocketmq_only: Annotated[
+        bool, typer.Option("--rocketmq-only", help="With a sidecar's configuration: leave its MQTT broker alone.")
+    ] = False,
+    mosquitto_conf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Mosquitto's configuration, for what Mosquitto itself does not tell."),
+    ] = None,
 ) -> None:
-    """Validate the configuration, reach RocketMQ, and say which topics are missing."""
+    """Validate the configuration, reach RocketMQ and a sidecar's broker, and say what is missing or wrong."""
     # What the client logs of its connections is in the findings too.
     set_up_logging(level="ERROR")
     loaded = settings.load(config)
     quiet_client()
-    raise typer.Exit(_run(checks.check(loaded, config, create=create)))
+    code = _run(checks.check(loaded, config, create=create))
+    if loaded.host.model_fields_set and not rocketmq_only:
+        from mq2mqtt_mosquitto.checks import check_host  # noqa: PLC0415 - the other commands start faster
+
+        code = max(code, _run(check_host(loaded, mosquitto_conf)))
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -1,0 +1,158 @@
+"""Mosquitto's own configuration: what of it matters to the bridge, and what should be otherwise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from mq2mqtt.errors import ConfigError
+
+__all__ = ["Advice", "MosquittoConf", "advice", "read_conf"]
+
+_HOOK: Final = "mq2mqtt_hook"
+_DEFAULT_QUEUE: Final = 1000
+_LARGE_QUEUE: Final = 1_000_000
+_DEPTH: Final = 8
+
+
+@dataclass(slots=True)
+class MosquittoConf:
+    """The options that count; of one that is there several times the last."""
+
+    options: dict[str, str] = field(default_factory=dict)
+    hook: dict[str, str] | None = None
+    """The `plugin_opt_` of the hook, without that prefix; `None` when no line loads it."""
+
+    def is_on(self, name: str, *, default: bool = False) -> bool:
+        """Whether a switch is `true`."""
+        return self.options.get(name, str(default)).lower() in {"true", "1"}
+
+    def number(self, name: str, *, default: int) -> int:
+        """Return a number, or the default where there is none that Mosquitto would take."""
+        text = self.options.get(name, "")
+        return int(text) if text.isdecimal() else default
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A line for the operator: what is right, or (`wrong`) what to change."""
+
+    text: str
+    wrong: bool = False
+
+
+def read_conf(path: Path) -> MosquittoConf:
+    """Read the file and those of its `include_dir`, in Mosquitto's order.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    conf = MosquittoConf()
+    _read(path, conf, depth=0)
+    return conf
+
+
+def _read(path: Path, conf: MosquittoConf, *, depth: int) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--mosquitto-conf: cannot read {path}: {error.strerror}") from error
+    # The options of a plugin follow its line, in the same file.
+    plugin: dict[str, str] | None = None
+    for line in lines:
+        name, _, value = line.strip().partition(" ")
+        value = value.strip()
+        if name == "include_dir" and depth < _DEPTH:
+            for included in sorted(Path(value).glob("*.conf"), key=lambda file: file.name.lower()):
+                _read(included, conf, depth=depth + 1)
+        elif name in {"plugin", "auth_plugin"}:
+            plugin = {} if _HOOK in Path(value).name else None
+            conf.hook = conf.hook if plugin is None else plugin
+        elif name.startswith("plugin_opt_"):
+            if plugin is not None:
+                plugin[name.removeprefix("plugin_opt_")] = value
+        elif name and not name.startswith("#"):
+            conf.options[name] = value
+
+
+def advice(conf: MosquittoConf, *, spool: Path) -> Iterator[Advice]:
+    """Say what of `conf` is right and what to change; `spool` is the sidecar's `spool.path`."""
+    yield from _about_the_hook(conf, spool)
+    yield from _about_who_may(conf)
+    yield from _about_queues(conf)
+    if conf.is_on("set_tcp_nodelay"):
+        yield Advice("set_tcp_nodelay true")
+    else:
+        yield Advice(
+            "set_tcp_nodelay is false: a message that follows another at once waits 40 ms; set it to true", wrong=True
+        )
+    if conf.is_on("per_listener_settings"):
+        yield Advice(
+            "per_listener_settings is true: the hook sees the listener alone that its plugin line stands below; set it "
+            "to false",
+            wrong=True,
+        )
+
+
+def _about_the_hook(conf: MosquittoConf, spool: Path) -> Iterator[Advice]:
+    if conf.hook is None:
+        yield Advice(f"no line `plugin .../{_HOOK}.so`: Mosquitto works without the hook", wrong=True)
+        return
+    told = conf.hook.get("spool")
+    if told is None or Path(told).absolute() != spool.absolute():
+        yield Advice(f"plugin_opt_spool is {told}, spool.path is {spool}: both name one directory", wrong=True)
+    token = conf.hook.get("token_file")
+    if token is not None and Path(token).exists() and Path(token).stat().st_mode & 0o007:
+        yield Advice(f"{token} is open to everybody, who can then publish as the sidecar: chmod o= {token}", wrong=True)
+
+
+def _about_who_may(conf: MosquittoConf) -> Iterator[Advice]:
+    """What the hook's `auth` and `acl` make of Mosquitto's own means, and these of them."""
+    if conf.hook is None:
+        return
+    auth, acl = conf.hook.get("auth"), conf.hook.get("acl")
+    # As Mosquitto 2 has it where there is a listener.
+    anonymous = conf.is_on("allow_anonymous", default="listener" not in conf.options)
+    if auth == "allow" and ("password_file" in conf.options or not anonymous):
+        yield Advice(
+            "plugin_opt_auth is allow, which lets everybody in, whatever password_file and allow_anonymous say; "
+            "set it to defer",
+            wrong=True,
+        )
+    elif auth == "defer" and anonymous and "password_file" not in conf.options:
+        yield Advice(
+            "plugin_opt_auth is defer without a password_file: Mosquitto 2.0 refuses whoever has a user name; set it "
+            "to allow, or give a password_file (another plugin that decides is as good)",
+            wrong=True,
+        )
+    if acl == "allow" and "acl_file" in conf.options:
+        yield Advice("plugin_opt_acl is allow, so that acl_file is not asked; set it to defer", wrong=True)
+    elif acl == "defer" and "acl_file" not in conf.options:
+        yield Advice(
+            "plugin_opt_acl is defer without an acl_file: Mosquitto 2.0 denies everything; set it to allow, or give an "
+            "acl_file (another plugin that decides is as good)",
+            wrong=True,
+        )
+
+
+def _about_queues(conf: MosquittoConf) -> Iterator[Advice]:
+    messages = conf.number("max_queued_messages", default=_DEFAULT_QUEUE)
+    size = conf.number("max_queued_bytes", default=0)
+    if messages == 0:
+        yield Advice(
+            "max_queued_messages is 0: Mosquitto 2.0.11 then closes the connection of a device with its next publish "
+            f"after one that was denied; set it to {_LARGE_QUEUE}",
+            wrong=True,
+        )
+    elif messages <= _DEFAULT_QUEUE:
+        yield Advice(
+            f"max_queued_messages is {messages}: QoS 1 and 2 messages beyond it are dropped for a client that is away "
+            f"or slow, without a word; set it to {_LARGE_QUEUE}",
+            wrong=True,
+        )
+    if not size:
+        yield Advice(
+            "max_queued_bytes is not set: one client that is away can take all memory; set it to 67108864", wrong=True
+        )
+    elif messages > _DEFAULT_QUEUE:
+        yield Advice(f"max_queued_messages {messages}, max_queued_bytes {size} for each client")
