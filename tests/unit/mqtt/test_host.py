@@ -21,6 +21,8 @@ from tests.mqtt_client import Client
 from tests.plain_mosquitto import PlainMosquitto
 from tests.unit.amqtt.world import ListIntake, until
 
+DYNAMIC_SECURITY = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"), None)
+
 
 def out(parent: str, *, rule_id: str | None = None, enabled: bool = True) -> OutboundRule:
     return OutboundRule(id=rule_id or parent, type="outbound", source=parent, target="mq", enabled=enabled)
@@ -257,10 +259,9 @@ async def test_a_subscription_that_is_denied_holds_down_its_rule_alone(tmp_path:
         )
 
     write()
-    library = next(Path("/usr/lib").glob("**/mosquitto_dynamic_security.so"), None)
-    if library is None:
+    if DYNAMIC_SECURITY is None:
         pytest.skip("Mosquitto is installed without its dynamic-security plugin")
-    with started(tmp_path, f"plugin {library}", f"plugin_opt_config_file {access}") as broker:
+    with started(tmp_path, f"plugin {DYNAMIC_SECURITY}", f"plugin_opt_config_file {access}") as broker:
         async with world(broker, tmp_path, out("lane-b")) as here:
             await here.working(into("lane-a"), out("lane-b"))
             here.host.go_by(RuleSet([out("lane-a"), into("lane-a"), out("lane-b")]))
