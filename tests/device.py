@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -16,10 +16,23 @@ class Device:
     With `reconnects` it comes back when the broker closes its connection, and sends again what was not acknowledged.
     """
 
-    def __init__(self, port: int, client_id: str, *, clean: bool = True, reconnects: bool = False) -> None:
+    def __init__(
+        self,
+        port: int,
+        client_id: str,
+        *,
+        clean: bool = True,
+        reconnects: bool = False,
+        transport: Literal["tcp", "websockets"] = "tcp",
+    ) -> None:
         self._port = port
+        self.client_id = client_id
         self.client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id, clean_session=clean, reconnect_on_failure=reconnects
+            CallbackAPIVersion.VERSION2,
+            client_id,
+            clean_session=clean,
+            reconnect_on_failure=reconnects,
+            transport=transport,
         )
         self.client.max_inflight_messages_set(100)
         self.client.max_queued_messages_set(0)

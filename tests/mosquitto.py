@@ -58,6 +58,8 @@ class Mosquitto:
 
     log_types: tuple[str, ...] = ("all",)
     """What it logs. `all` is a line for each packet."""
+    policy = "allow"
+    """`defer` where files of Mosquitto's decide who may connect, publish and subscribe."""
 
     def __init__(self, directory: Path, *, spool: Path, port: int | None = None, options: tuple[str, ...] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -105,8 +107,8 @@ class Mosquitto:
             f"plugin {hook_library()}",
             f"plugin_opt_spool {self.spool}",
             f"plugin_opt_token_file {token}",
-            "plugin_opt_auth allow",
-            "plugin_opt_acl allow",
+            f"plugin_opt_auth {self.policy}",
+            f"plugin_opt_acl {self.policy}",
         ]
 
     def start(self) -> None:
