@@ -58,6 +58,19 @@ static bool same_lanes(const struct table *a, const struct table *b)
 	return a && a->max_bytes == b->max_bytes && a->power == b->power;
 }
 
+static void say_what_is_exported(const struct exports *exports)
+{
+	struct buffer text = {0};
+	for (size_t i = 0; i < exports->table->count; i++)
+		if (exports->by_parent[i])
+			buffer_print(&text, "%s%s (%s)", text.size ? ", " : "", exports->by_parent[i]->rule,
+				exports->table->parents[i].name);
+	buffer_u8(&text, '\0');
+	if (!text.failed)
+		log_notice("exported: %s", text.size > 1 ? (const char *)text.data : "nothing");
+	buffer_free(&text);
+}
+
 bool exports_apply(struct exports *exports, struct table *table)
 {
 	struct exports next = {exports->spool, exports->syncer, table, calloc(table->count ? table->count : 1, sizeof *next.by_parent)};
@@ -85,6 +98,7 @@ bool exports_apply(struct exports *exports, struct table *table)
 	/* Lanes of rules that are gone are let go before any is opened: a rule may come back under another parent. */
 	exports_free(exports);
 	*exports = next;
+	say_what_is_exported(exports);
 	for (size_t i = 0; i < table->count; i++)
 		if (exports->by_parent[i] && !exports->by_parent[i]->lane)
 			open_lane(exports, exports->by_parent[i]);

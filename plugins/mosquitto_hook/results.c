@@ -8,6 +8,7 @@
 struct waiting {
 	size_t operation;
 	size_t topic_at, topic_size; /* in `topics` */
+	bool routed;                 /* some subscriber was asked about */
 };
 
 struct expected {
@@ -60,7 +61,7 @@ void results_set(struct expected *expected, size_t operation, enum operation_res
 
 bool results_wait(struct expected *expected, size_t operation, struct bytes topic)
 {
-	struct waiting waiting = {operation, expected->topics.size, topic.size};
+	struct waiting waiting = {operation, expected->topics.size, topic.size, false};
 	buffer_add(&expected->topics, topic.data, topic.size);
 	if (expected->topics.failed)
 		return false;
@@ -87,6 +88,7 @@ void results_routed(struct results *results, const char *topic)
 		size_t at = (expected->at + i) % expected->waiting_count;
 		if (is_for(expected, at, topic, size)) {
 			expected->at = at;
+			expected->waiting[at].routed = true;
 			results_set(expected, expected->waiting[at].operation, RESULT_DELIVERED);
 			return;
 		}
@@ -98,16 +100,22 @@ struct bytes results_bytes(const struct expected *expected)
 	return buffer_bytes(&expected->answer);
 }
 
-/* Gives all messages to one topic the same result. */
+static bool is_delivered(const struct expected *expected, size_t i)
+{
+	return expected->answer.data[ANSWER_HEADER_BYTES + expected->waiting[i].operation] == RESULT_DELIVERED;
+}
+
+/* Gives all messages to one topic the same result. Compares only what has none yet: a batch is mostly for one topic, or
+ * for as many topics as messages. */
 static void spread(struct expected *expected)
 {
 	for (size_t i = 0; i < expected->waiting_count; i++) {
 		const struct waiting *known = &expected->waiting[i];
-		if (expected->answer.data[ANSWER_HEADER_BYTES + known->operation] != RESULT_DELIVERED)
+		if (!known->routed)
 			continue;
 		const char *topic = (const char *)expected->topics.data + known->topic_at;
 		for (size_t j = 0; j < expected->waiting_count; j++)
-			if (is_for(expected, j, topic, known->topic_size))
+			if (!is_delivered(expected, j) && is_for(expected, j, topic, known->topic_size))
 				results_set(expected, expected->waiting[j].operation, RESULT_DELIVERED);
 	}
 }

@@ -82,6 +82,8 @@ class Mosquitto:
         }
         (directory / "token").write_text(TOKEN + "\n")
         self.lines = ["allow_anonymous true"]
+        self.general: list[str] = []
+        """Lines before the listener."""
         self.log = directory / "mosquitto.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -91,6 +93,7 @@ class Mosquitto:
             [
                 "user root",
                 "set_tcp_nodelay true",
+                *self.general,
                 f"listener {self.port} 127.0.0.1",
                 *self.lines,
                 f"plugin {self.hook}",

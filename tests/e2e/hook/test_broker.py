@@ -69,8 +69,11 @@ def test_the_hook_exports_nothing_but_what_mosquitto_calls(installed: Path) -> N
 
 async def test_mosquitto_takes_the_installed_hook(installed: Path, stopped: Mosquitto) -> None:
     stopped.hook = installed
+    (stopped.spool / "lanes.table").write_bytes(table_of({RULE: "sensors", "alarms-out": "alarms"}, ["devices"]))
     await stopped.start()
-    assert "mq2mqtt hook: version 0.1" in stopped.log.read_text()
+    said = stopped.log.read_text()
+    assert f"mq2mqtt hook: version 0.1, spool {stopped.spool}" in said
+    assert f"mq2mqtt hook: exported: {RULE} (sensors), alarms-out (alarms)" in said
 
 
 @pytest.fixture
