@@ -134,7 +134,7 @@ def sidecar(
     log_level: Annotated[str, typer.Option(callback=_log_level, help=f"{_LOG_LEVELS}.")] = "INFO",
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
-    """Run the bridge beside Mosquitto with the hook."""
+    """Run the bridge beside an MQTT broker: Mosquitto with the hook, or any that speaks MQTT 5."""
     from mq2mqtt_mosquitto.sidecar import serve  # noqa: PLC0415 - the other commands start faster
 
     set_up_logging(level=log_level, json=log_json)
@@ -161,7 +161,11 @@ def check(
     loaded = settings.load(config)
     quiet_client()
     code = _run(checks.check(loaded, config, create=create))
-    if loaded.host.model_fields_set and not rocketmq_only:
+    if loaded.host.type == "mqtt" and not rocketmq_only:
+        from mq2mqtt_mqtt.checks import check_broker  # noqa: PLC0415 - the other commands start faster
+
+        code = max(code, _run(check_broker(loaded)))
+    elif loaded.host.model_fields_set and not rocketmq_only:
         from mq2mqtt_mosquitto.checks import check_host  # noqa: PLC0415 - the other commands start faster
 
         code = max(code, _run(check_host(loaded, mosquitto_conf)))

@@ -10,7 +10,7 @@ from mq2mqtt.host import DropReason, Intake
 from mq2mqtt.message import MqttMessage
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError, Subscription
 
-__all__ = ["UNACKNOWLEDGED", "Feed"]
+__all__ = ["UNACKNOWLEDGED", "Feed", "subscribe"]
 
 UNACKNOWLEDGED: Final = 256
 """Messages that the broker may send before one of them is acknowledged: what can wait for a full lane."""
@@ -37,19 +37,8 @@ class Feed:
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def open(self, client: MqttClient) -> None:
-        """Subscribe.
-
-        Raises:
-            MqttError: the broker does not let us, or not so that anything would be kept.
-        """
-        if not client.limits.wildcards:
-            raise MqttError(f"it takes no subscriptions with wildcards, and {self.topic_filter} is one")
-        (granted,) = await client.subscribe(
-            # Retained messages were exported when they were published.
-            [Subscription(self.topic_filter, qos=_QOS, no_local=True, retained=False, as_published=True)]
-        )
-        if granted < _QOS:
-            raise MqttError(f"it grants only QoS {granted} for {self.topic_filter}, with which it would keep nothing")
+        """Subscribe; raises as `subscribe` does."""
+        await subscribe(client, self.topic_filter)
 
     def take(self, client: MqttClient, incoming: Incoming) -> None:
         """A message came."""
@@ -96,3 +85,19 @@ class Feed:
         """Give up what waits for the lane: the broker sends it again. Idempotent."""
         for future in tuple(self._waiting):
             future.cancel()
+
+
+async def subscribe(client: MqttClient, topic_filter: str) -> None:
+    """Subscribe so that what comes can be kept.
+
+    Raises:
+        MqttError: the broker does not let us, or not so that it would send again what is not acknowledged.
+    """
+    if not client.limits.wildcards:
+        raise MqttError(f"the broker takes no subscriptions with wildcards, and {topic_filter} is one")
+    (granted,) = await client.subscribe(
+        # Retained messages were exported when they were published.
+        [Subscription(topic_filter, qos=_QOS, no_local=True, retained=False, as_published=True)]
+    )
+    if granted < _QOS:
+        raise MqttError(f"the broker grants only QoS {granted} for {topic_filter}: it would keep nothing")

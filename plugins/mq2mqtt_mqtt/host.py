@@ -22,11 +22,11 @@ from mq2mqtt_mqtt.sessions import Sessions
 if TYPE_CHECKING:
     from mq2mqtt.telemetry import Telemetry
 
-__all__ = ["ClientHost"]
+__all__ = ["STATUS_PROBLEM", "ClientHost", "login_of"]
 
 SESSIONS_FILE: Final = ".mqtt-sessions.json"
 _RETRY_SECONDS = 5.0
-_STATUS_PROBLEM: Final = (
+STATUS_PROBLEM: Final = (
     "a broker without the hook tells nobody who comes and goes: set `enabled: false`, or use host.type: mosquitto"
 )
 
@@ -56,21 +56,12 @@ class ClientHost:
     """Nobody tells."""
 
     def __init__(self, settings: Settings) -> None:
-        """Take the login from `settings`.
+        """Connect with `start`.
 
         Raises:
             ConfigError: a file of `host.tls` is no use.
         """
-        host = settings.host
-        self._login = Login(
-            url=host.url,
-            client_id=host.client_id,
-            username=host.username,
-            password=host.password.get_secret_value() if host.password else None,
-            tls=host.tls_context(),
-            clean_start=True,
-            session_expiry=0,
-        )
+        self._login = login_of(settings)
         self.intake: Intake | None = None
         self.telemetry: Telemetry | None = None
         """Where what `limits` forbid is counted."""
@@ -92,7 +83,7 @@ class ClientHost:
         """See `mq2mqtt.host.Subscriber.problem_of`."""
         rule = self._rules.get(rule_id)
         if isinstance(rule, StatusRule):
-            return _STATUS_PROBLEM
+            return STATUS_PROBLEM
         if isinstance(rule, InboundRule):
             return self._connection(rule.target).problem
         if rule is None or not rule.enabled:
@@ -224,6 +215,24 @@ class ClientHost:
         else:
             client.close()
             self._sessions.forget(client_id)
+
+
+def login_of(settings: Settings) -> Login:
+    """Return the login of a connection without a session of its own.
+
+    Raises:
+        ConfigError: a file of `host.tls` is no use.
+    """
+    host = settings.host
+    return Login(
+        url=host.url,
+        client_id=host.client_id,
+        username=host.username,
+        password=host.password.get_secret_value() if host.password else None,
+        tls=host.tls_context(),
+        clean_start=True,
+        session_expiry=0,
+    )
 
 
 def _ignore(_message: Incoming) -> None:

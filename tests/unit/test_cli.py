@@ -123,15 +123,6 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(run: Run, config: Path) -> No
     assert "Traceback" not in err
 
 
-def test_a_host_that_the_sidecar_does_not_know_yet_is_one_line(run: Run, config: Path) -> None:
-    data = yaml.safe_load(config.read_text())
-    config.write_text(yaml.safe_dump({**data, "host": {"type": "mqtt"}}))
-    code, _, err = run("sidecar", "-c", config)
-    assert code == 2
-    assert "host.type: 'mqtt' is not available yet" in err
-    assert "Traceback" not in err
-
-
 def test_lanes_are_listed_and_shown(run: Run, config: Path, tmp_path: Path) -> None:
     lane = Lane.open(tmp_path / "spool" / "sensors-out", max_bytes=1 << 20, target="mq_sensors")
     message = MqttMessage("sensors/room", b"21.5\xff", 1, retain=True, client_id="GID_dev@@@1")

@@ -280,7 +280,7 @@ async def test_a_subscription_that_is_denied_holds_down_its_rule_alone(tmp_path:
 @pytest.mark.parametrize(
     ("options", "host", "words"),
     [
-        (("max_qos 0",), {}, "it grants only QoS 0 for lane-a/#, with which it would keep nothing"),
+        (("max_qos 0",), {}, "the broker grants only QoS 0 for lane-a/#"),
         (("allow_anonymous false", "password_file {passwords}"), {"username": "u", "password": "p"}, "Not authorized"),
     ],
 )

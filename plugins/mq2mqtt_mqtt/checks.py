@@ -1,0 +1,77 @@
+"""`mq2mqtt check` with `host.type: mqtt`: does the broker let the sidecar in, and take its subscriptions?"""
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import typer
+
+from mq2mqtt.rules import OutboundRule, StatusRule
+from mq2mqtt.settings import Settings
+from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError
+from mq2mqtt_mqtt.feed import subscribe
+from mq2mqtt_mqtt.host import STATUS_PROBLEM, login_of
+
+__all__ = ["check_broker"]
+
+_OK, _PROBLEMS = 0, 1
+_Finding = tuple[int, str]
+
+
+async def check_broker(settings: Settings) -> int:
+    """Print one line per finding; return the exit code.
+
+    Raises:
+        ConfigError: a file of `host.tls` is no use.
+    """
+    code = _OK
+    async for found, text in _findings(settings):
+        typer.echo(f"{'ok     ' if found == _OK else 'PROBLEM'}  {text}")
+        code = max(code, found)
+    return code
+
+
+async def _findings(settings: Settings) -> AsyncIterator[_Finding]:
+    url = settings.host.url
+    # The sidecar may be at work: its own client id would end its connection.
+    login = replace(login_of(settings), client_id=f"{settings.host.client_id}-check-{secrets.token_hex(6)}")
+    try:
+        client = await MqttClient.connect(login, received=_ignore, room=_nothing)
+    except TimeoutError:
+        yield _PROBLEMS, f"host.url {url}: the broker does not answer; it has to speak MQTT 5"
+        return
+    except (OSError, MqttError) as error:
+        yield _PROBLEMS, f"host.url {url}: {getattr(error, 'strerror', None) or error}"
+        return
+    try:
+        yield _OK, f"host.url {url}: the broker lets the sidecar in"
+        if client.limits.packet_bytes is not None:
+            yield (
+                _OK,
+                f"host.url {url}: it takes packets up to {client.limits.packet_bytes} bytes, longer ones are dropped",
+            )
+        for rule in settings.rules:
+            if isinstance(rule, StatusRule) and rule.enabled:
+                yield _PROBLEMS, f"rule {rule.id}: {STATUS_PROBLEM}"
+            elif isinstance(rule, OutboundRule) and rule.enabled:
+                yield await _try_subscription(client, rule)
+        yield _OK, "a broker tells nobody how many messages it keeps for the sidecar: see docs/mqtt.md"
+    finally:
+        client.close()
+
+
+async def _try_subscription(client: MqttClient, rule: OutboundRule) -> _Finding:
+    topic_filter = f"{rule.source}/#"
+    try:
+        await subscribe(client, topic_filter)
+    except MqttError as error:
+        return _PROBLEMS, f"rule {rule.id}: {error}"
+    return _OK, f"rule {rule.id}: the broker takes the subscription to {topic_filter}"
+
+
+def _ignore(_message: Incoming) -> None:
+    """The sidecar's own session gets it too."""
+
+
+def _nothing() -> None:
+    """Nothing is sent."""
