@@ -134,6 +134,11 @@ class Downlink:
         peer.send_many(self.topic, bodies, mqttSecondTopic="/x")
         self._acknowledged += bodies
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the device has got all that was sent."""
+        return set(self._acknowledged) <= set(self.arrivals)
+
     def _wait_arrived(self) -> set[bytes]:
         acknowledged = set(self._acknowledged)
         wait_for(
