@@ -51,11 +51,13 @@ def _need_prometheus(engine: DockerClient) -> None:
             engine.images.build(path=str(directory), dockerfile="prometheus.Dockerfile", tag=name, rm=True)
 
 
-@pytest.fixture(scope="session")
-def stack(engine: DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The deployment, up and ready. Tests share it and leave it ready."""
+@pytest.fixture(scope="module")
+def stack(
+    request: pytest.FixtureRequest, engine: DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """The deployment that a module's DEPLOYMENT names, up and ready. Its tests share it and leave it ready."""
     _need_prometheus(engine)
-    stack = Stack(engine, tmp_path_factory.mktemp("deployment"))
+    stack = Stack(engine, tmp_path_factory.mktemp("deployment"), **request.module.DEPLOYMENT)
     try:
         stack.up()
         yield stack

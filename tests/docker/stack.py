@@ -1,4 +1,4 @@
-"""`deploy/compose.yaml` brought up under a project name of its own, on free ports."""
+"""A file of `deploy/` for Compose brought up under a project name of its own, on free ports."""
 
 import json
 import os
@@ -27,20 +27,22 @@ _JAVA = {
 
 
 class Stack:
-    """The services of `compose.yaml`. `up` before anything else; `down` leaves nothing behind."""
+    """The services of a Compose file. `up` before anything else; `down` leaves nothing behind."""
 
-    def __init__(self, engine: DockerClient, directory: Path) -> None:
+    def __init__(
+        self, engine: DockerClient, directory: Path, *, file: str = "compose.yaml", config: str = "config"
+    ) -> None:
         self._engine = engine
-        self.config_file = shutil.copytree(_DEPLOY / "config", directory / "config") / "mq2mqtt.yaml"
+        self._file = _DEPLOY / file
+        self.config_file = shutil.copytree(_DEPLOY / config, directory / "config") / "mq2mqtt.yaml"
         self.project = f"mq2mqtt-test-{uuid.uuid4().hex[:8]}"
-        self.image = f"mq2mqtt:{self.project}"
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.mqtt_port = self._ports["MQTT_PORT"]
         self.namesrv = f"127.0.0.1:{self._ports['NAMESRV_PORT']}"
 
     def compose(self, *arguments: str, **variables: str) -> str:
         """Run `docker compose ARGUMENTS` with more environment `variables`; return what it says."""
-        command = ["docker", "compose", "--project-name", self.project, "--file", str(_DEPLOY / "compose.yaml")]
+        command = ["docker", "compose", "--project-name", self.project, "--file", str(self._file)]
         ports = {name: str(port) for name, port in self._ports.items()}
         answer = subprocess.run(
             [*command, *arguments],
@@ -67,17 +69,22 @@ class Stack:
         self.wait_ready()
 
     def down(self) -> None:
-        """Take everything down, with volumes and the image that was built."""
+        """Take everything down, with volumes and the images that were built."""
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "1")
-        if self._engine.images.list(self.image):
-            self._engine.images.remove(self.image)
+        for image in self._images():
+            self._engine.images.remove(image)
+
+    def _images(self) -> list[str]:
+        # Under this name nobody else has any.
+        tags = (tag for image in self._engine.images.list() for tag in image.tags)
+        return [tag for tag in tags if tag.endswith(f":{self.project}")]
 
     def leftovers(self) -> list[str]:
         """Name the containers, volumes, networks and images of this project that the engine still has."""
         mine = {"label": f"com.docker.compose.project={self.project}"}
         containers = self._engine.containers.list(all=True, filters=mine)
         things = [*containers, *self._engine.volumes.list(filters=mine), *self._engine.networks.list(filters=mine)]
-        return [thing.name for thing in things] + [self.image for _ in self._engine.images.list(self.image)]
+        return [thing.name for thing in things] + self._images()
 
     def container(self, service: str) -> Container:
         """Return the one container of `service`, as it is now."""

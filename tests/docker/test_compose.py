@@ -6,15 +6,16 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from mq2mqtt.message import ReceivedMessage
 from tests.bridge_process import wait_for
 from tests.device import Device
 from tests.docker.stack import Stack
+from tests.docker.watched import Watched
 from tests.rocket_peer import RocketPeer, wait_for_messages
-from tests.stream import Stream
 
 # Bringing it up may build an image, and counts as the first test's time.
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(420)]
+
+DEPLOYMENT = {"file": "compose.yaml", "config": "config"}
 
 KILL_THE_BRIDGE = "import os, signal; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), signal.SIGKILL)"
 """Run in its container: the program below `init` dies, as of a crash."""
@@ -77,32 +78,6 @@ def test_prometheus_has_the_rules_of_the_bridge_and_the_alerts(stack: Stack) -> 
         what=lambda: str(stack.alerts_of_prometheus()),
     )
     assert "Mq2mqttRuleDown" in stack.alerts_of_prometheus()
-
-
-class Watched:
-    """A stream of publishes to a topic of its own, and which of them RocketMQ has."""
-
-    def __init__(self, stack: Stack, name: str, messages: list[ReceivedMessage]) -> None:
-        self._second_topic = f"/{name}"
-        self._messages = messages
-        self.stream = Stream(stack.mqtt_port, f"sensors/{name}", rate=200)
-        self.stream.start()
-        wait_for(lambda: len(self.arrived()) >= 200, seconds=60, what="it does not flow")
-
-    def arrived(self) -> set[bytes]:
-        return {
-            message.body
-            for message in list(self._messages)
-            if message.properties.get("mqttSecondTopic") == self._second_topic
-        }
-
-    def assert_nothing_is_missing(self) -> None:
-        self.stream.stop()
-
-        def missing() -> set[bytes]:
-            return self.stream.acknowledged - self.arrived()
-
-        wait_for(lambda: not missing(), seconds=60, what=lambda: f"{len(missing())} acknowledged messages are missing")
 
 
 def test_nothing_is_missing_after_the_broker_was_killed_and_the_bridge_stopped_meanwhile(

@@ -69,22 +69,27 @@ def test_every_reason_of_a_drop_is_explained_to_the_one_it_wakes() -> None:
     assert [reason for reason in DropReason if f"`{reason}`" not in text] == []
 
 
-def compose() -> dict[str, Any]:
-    content: dict[str, Any] = loaded(DEPLOY / "compose.yaml")
+def compose(file: str = "compose.yaml") -> dict[str, Any]:
+    # What Compose adds to YAML says how a value is merged, not what it is.
+    content: dict[str, Any] = yaml.safe_load(re.sub(r"!(reset|override)\b", "", (DEPLOY / file).read_text()))
     return content
 
 
-def test_every_port_is_published_on_loopback_unless_a_variable_says_otherwise() -> None:
-    published = [port for service in compose()["services"].values() for port in service.get("ports", ())]
-    assert len(published) == 5
+@pytest.mark.parametrize(("file", "ports"), [("compose.yaml", 5), ("compose.mosquitto.yaml", 2)])
+def test_every_port_is_published_on_loopback_unless_a_variable_says_otherwise(file: str, ports: int) -> None:
+    # The others of compose.mosquitto.yaml are those of compose.yaml.
+    published = [port for service in compose(file)["services"].values() for port in service.get("ports", ())]
+    assert len(published) == ports
     assert [
         port for port in published if not re.match(r"\$\{[A-Z]+_ADDRESS:-127\.0\.0\.1\}:\$\{[A-Z]+_PORT:-", port)
     ] == []
 
 
-def test_every_variable_of_the_deployment_is_listed_at_its_top() -> None:
-    text = (DEPLOY / "compose.yaml").read_text()
-    introduction, _, rest = text.partition("\nname: ")
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.mosquitto.yaml"])
+def test_every_variable_of_the_deployment_is_listed_at_its_top(file: str) -> None:
+    introduction, _, rest = (DEPLOY / file).read_text().partition("\nname: ")
+    if file != "compose.yaml":
+        rest += (DEPLOY / "compose.yaml").read_text()
     assert [name for name in sorted(set(re.findall(r"\$\{([A-Z_0-9]+)", rest))) if name not in introduction] == []
 
 
@@ -98,6 +103,31 @@ def test_the_deployed_configuration_keeps_the_spool_in_the_volume() -> None:
     (volume,) = (mount.partition(":")[2] for mount in compose()["x-bridge"]["volumes"] if mount.startswith("spool:"))
     assert settings.load(DEPLOY / "config" / "mq2mqtt.yaml").spool.path.is_relative_to(volume)
     assert f"\nVOLUME {volume}\n" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_mosquitto_and_the_sidecar_share_the_spool_and_the_socket_in_volumes() -> None:
+    services, image = compose("compose.mosquitto.yaml")["services"], (DEPLOY / "Dockerfile.mosquitto").read_text()
+    deployed = settings.load(DEPLOY / "config-mosquitto" / "mq2mqtt.yaml")
+    broker = (DEPLOY / "config-mosquitto" / "mosquitto.conf").read_text()
+    socket = deployed.host.url.removeprefix("unix://")
+    assert f"\nplugin_opt_spool {deployed.spool.path}\n" in broker
+    assert f"\nplugin_opt_socket {socket}\n" in broker
+    assert f"\nlistener 0 {socket}\n" in broker
+    for volume in (f"spool:{deployed.spool.path}", f"socket:{Path(socket).parent}"):
+        assert volume in services["mosquitto"]["volumes"]
+        assert volume in services["bridge"]["volumes"]
+        directory = volume.partition(":")[2]
+        # Made with the same owner in both images: a new volume gets it from the one that comes first.
+        assert f" -m 0700 /var/lib/mosquitto {deployed.spool.path} {Path(socket).parent}\n" in image
+        assert re.search(rf" -m 0700 .*{directory}\b", (DEPLOY / "Dockerfile").read_text())
+
+
+def test_both_deployments_run_the_same_broker_of_rocketmq() -> None:
+    def lines(file: str) -> list[str]:
+        text = compose(file)["configs"]["broker"]["content"]
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+    assert lines("compose.mosquitto.yaml") == lines("compose.yaml")
 
 
 def test_the_deployment_runs_the_rocketmq_that_is_tested_most() -> None:
