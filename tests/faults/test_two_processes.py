@@ -13,7 +13,7 @@ import pytest
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 from tests.bridge_process import wait_for
 from tests.faults.report import FaultTable
-from tests.faults.scene import Downlink, Scene, Uplink
+from tests.faults.scene import Downlink, Scene, Traffic, Uplink
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
 from tests.tcp_proxy import TcpProxy
@@ -35,8 +35,9 @@ class World:
         self.proxy = proxy
         self.up = [Uplink(f"qos{qos}-out", qos=qos, rate=200) for qos in (1, 2)]
         self.down = Downlink("commands-in", rate=50)
-        self.rule_ids = [one.rule_id for one in (*self.up, self.down)]
-        self.scene = Scene(directory, namesrv=own.namesrv, peer=peer, traffic=[*self.up, self.down])
+        traffic: list[Traffic] = [*self.up, self.down]
+        self.rule_ids = [one.rule_id for one in traffic]
+        self.scene = Scene(directory, namesrv=own.namesrv, peer=peer, traffic=traffic)
         assert isinstance(self.scene.bridge, MosquittoBridge)
         self.bridge = self.scene.bridge
         self.bridge.config["host"]["url"] = f"mqtt://{proxy.listen(f'127.0.0.1:{self.bridge.mqtt_port}')}"
