@@ -227,7 +227,8 @@ static bool start(struct hook *hook, const struct mosquitto_opt *options, int co
 		return false;
 	}
 	if (access(hook->options.spool, R_OK | W_OK | X_OK) != 0) {
-		log_error("plugin_opt_spool: cannot use %s: %s", hook->options.spool, strerror(errno));
+		log_error("plugin_opt_spool: cannot use %s: %s; make it a directory that Mosquitto's user may write",
+			hook->options.spool, strerror(errno));
 		return false;
 	}
 	broker_init();

@@ -432,9 +432,10 @@ const char *lane_trouble(struct lane *lane)
 		return lane->problem;
 	if (lane->refused == 0 || make_room(lane, lane->refused) != LANE_WRITTEN)
 		return lane->refused ? lane->problem : NULL;
-	/* Blocks behind the end, which the next append uses: no file grows. Some file systems cannot do it. */
+	/* Blocks behind the end, which the next append uses: no file grows. Where the file system cannot do it, the next
+	 * message tells. */
 	if (fallocate(lane->file, FALLOC_FL_KEEP_SIZE, (off_t)last_of(lane)->size, (off_t)lane->refused) != 0
-		&& no_space(errno)) {
+		&& errno != EOPNOTSUPP) {
 		refuse(lane, errno);
 		return lane->problem;
 	}

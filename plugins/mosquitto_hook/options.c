@@ -13,6 +13,7 @@
 #define MIN_TOKEN_BYTES 16u
 #define MAX_TOKEN_BYTES 1024u
 #define MAX_SYNC_MS 1000u
+#define MAX_PATH_BYTES 300u
 
 static bool set(char **field, const char *value)
 {
@@ -21,11 +22,22 @@ static bool set(char **field, const char *value)
 	return *field != NULL;
 }
 
+/* Mosquitto changes its directory when it runs in the background; longer paths leave lanes no room for their names. */
+static bool read_spool(struct options *options, const char *path, char problem[OPTION_PROBLEM_BYTES])
+{
+	if (*path != '/' || strlen(path) > MAX_PATH_BYTES) {
+		snprintf(problem, OPTION_PROBLEM_BYTES, "plugin_opt_spool is %.100s: use an absolute path of at most %u characters",
+			path, MAX_PATH_BYTES);
+		return false;
+	}
+	return set(&options->spool, path);
+}
+
 static bool read_token(struct options *options, const char *path, char problem[OPTION_PROBLEM_BYTES])
 {
 	struct bytes file;
 	if (!file_read(AT_FDCWD, path, MAX_TOKEN_BYTES + 2, &file)) {
-		snprintf(problem, OPTION_PROBLEM_BYTES, "token_file: cannot read %.300s: %s", path, strerror(errno));
+		snprintf(problem, OPTION_PROBLEM_BYTES, "plugin_opt_token_file: cannot read %.300s: %s", path, strerror(errno));
 		return false;
 	}
 	const char *text = file.data;
@@ -37,7 +49,7 @@ static bool read_token(struct options *options, const char *path, char problem[O
 		free(options->token);
 		options->token = strndup(text, size);
 	} else {
-		snprintf(problem, OPTION_PROBLEM_BYTES, "token_file: %.300s must hold one line of 16 to 1024 characters", path);
+		snprintf(problem, OPTION_PROBLEM_BYTES, "plugin_opt_token_file: %.300s must hold one line of 16 to 1024 characters", path);
 	}
 	file_free(file);
 	return good && options->token;
@@ -70,7 +82,7 @@ static bool read_option(struct options *options, const char *name, const char *v
 {
 	snprintf(problem, OPTION_PROBLEM_BYTES, "out of memory");
 	if (strcmp(name, "spool") == 0)
-		return set(&options->spool, value);
+		return read_spool(options, value, problem);
 	if (strcmp(name, "sidecar_client_id") == 0)
 		return set(&options->sidecar_client_id, value);
 	if (strcmp(name, "socket") == 0)
@@ -83,7 +95,8 @@ static bool read_option(struct options *options, const char *name, const char *v
 		return *auth = choose(name, value, &options->auth_allow, problem);
 	if (strcmp(name, "acl") == 0)
 		return *acl = choose(name, value, &options->acl_allow, problem);
-	snprintf(problem, OPTION_PROBLEM_BYTES, "unknown option plugin_opt_%.100s", name);
+	snprintf(problem, OPTION_PROBLEM_BYTES, "unknown option plugin_opt_%.100s: use spool, auth, acl, token_file, socket, "
+		"sidecar_client_id or sync_ms", name);
 	return false;
 }
 

@@ -24,7 +24,7 @@ void table_file_load(struct hook *hook)
 {
 	int spool = open_spool(hook);
 	struct bytes text;
-	char problem[TABLE_PROBLEM_BYTES] = "";
+	char problem[TABLE_PROBLEM_BYTES] = "out of memory";
 	bool there = spool >= 0 && file_read(spool, NAME, MAX_BYTES, &text);
 	if (!there && errno != ENOENT)
 		log_error("cannot read %s/" NAME ": %s", hook->options.spool, strerror(errno));
