@@ -52,6 +52,13 @@ def test_the_broker_the_sidecar_and_the_machine_mean_the_same_files(tmp_path: Pa
     assert int(sidecar["TimeoutStopSec"]) > loaded.stop_deadline
 
 
+def test_the_walk_through_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "mosquitto.md").read_text()
+    named = set(re.findall(r"(?<![\w/])(?:deploy|plugins|requirements|scripts)/[\w./-]*\w", page))
+    assert len(named) >= 8
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_the_hook_is_installed_where_mosquitto_looks_for_it(tmp_path: Path) -> None:
     hook = hook_library()
     # It is built: make only copies it.
