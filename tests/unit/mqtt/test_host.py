@@ -342,3 +342,30 @@ async def test_a_damaged_list_of_sessions_stops_nobody(text: str, broker: PlainM
     noted.write_text(text)
     async with world(broker, tmp_path, out("lane-a")):
         await until(lambda: json.loads(noted.read_bytes() or b"0") == {"mq2mqtt-sidecar-lane-a": "lane-a/#"})
+
+
+async def test_the_settings_in_the_docs_keep_what_the_sidecar_has_not_fetched(tmp_path: Path) -> None:
+    document = Path(__file__).parents[3] / "docs" / "mqtt.md"
+    block = document.read_text().partition("For Mosquitto:\n\n```\n")[2].partition("```")[0]
+    given = {line.split()[0]: line.partition("#")[0].rstrip() for line in block.splitlines()}
+    assert "max_queued_messages" in given
+    given["persistence_location"] = f"persistence_location {tmp_path}/"
+    with started(tmp_path, *given.values()) as broker:
+        async with world(broker, tmp_path, out("lane-a")):
+            pass
+        # More than Mosquitto keeps by itself.
+        async with device(broker) as writer:
+            for number in range(1500):
+                await writer.publish("lane-a/x", b"%d" % number, qos=1)
+        assert broker.stop() == 0
+        broker.start()
+        async with world(broker, tmp_path, out("lane-a")) as here:
+            await until(lambda: len(here.payloads("lane-a")) == 1500)
+            assert here.payloads("lane-a") == [b"%d" % number for number in range(1500)]
+
+
+async def test_a_will_is_a_publish_like_another(broker: PlainMosquitto, tmp_path: Path) -> None:
+    async with world(broker, tmp_path, out("lane-a")) as here:
+        mortal = await Client.connect(broker.port, "mortal", will=("lane-a/will", b"last words", 1, False))
+        mortal.abort()
+        await until(lambda: here.intake.lane("lane-a") == [MqttMessage("lane-a/will", b"last words", 1)])
