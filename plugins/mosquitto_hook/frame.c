@@ -1,7 +1,12 @@
 #include "frame.h"
 
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include "crc32.h"
 
+/* Up to here one copy and `write` are cheaper than `writev` with five parts. */
+#define SMALL_FRAME_BYTES 2048u
 #define VERSION 1u
 #define FIELDS_BYTES (FRAME_HEADER_BYTES - FRAME_PREFIX_BYTES)
 #define KNOWN_FLAGS 0x1Fu
@@ -39,6 +44,36 @@ void frame_header(const struct frame *frame, uint8_t header[FRAME_HEADER_BYTES])
 	crc = crc32_of(crc, frame->properties.data, frame->properties.size);
 	crc = crc32_of(crc, frame->payload.data, frame->payload.size);
 	put_u32(header + AT_CRC, crc);
+}
+
+static size_t copy(uint8_t *to, struct bytes from)
+{
+	if (from.size)
+		memcpy(to, from.data, from.size);
+	return from.size;
+}
+
+ssize_t frame_write(int file, const struct frame *frame)
+{
+	uint8_t small[SMALL_FRAME_BYTES];
+	frame_header(frame, small);
+	if (frame_size(frame) <= sizeof small) {
+		size_t at = FRAME_HEADER_BYTES;
+		at += copy(small + at, frame->client_id);
+		at += copy(small + at, frame->topic);
+		at += copy(small + at, frame->properties);
+		at += copy(small + at, frame->payload);
+		return write(file, small, at);
+	}
+	/* writev reads these; its interface is older than const. */
+	const struct iovec parts[] = {
+		{small, FRAME_HEADER_BYTES},
+		{(void *)(uintptr_t)frame->client_id.data, frame->client_id.size},
+		{(void *)(uintptr_t)frame->topic.data, frame->topic.size},
+		{(void *)(uintptr_t)frame->properties.data, frame->properties.size},
+		{(void *)(uintptr_t)frame->payload.data, frame->payload.size},
+	};
+	return writev(file, parts, sizeof parts / sizeof *parts);
 }
 
 static bool legal_flags(uint8_t flags)

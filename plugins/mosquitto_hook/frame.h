@@ -3,6 +3,7 @@
 #define MQ2MQTT_FRAME_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "bytes.h"
 
@@ -30,6 +31,9 @@ size_t frame_size(const struct frame *frame);
 
 /* Writes the header; the four fields follow it on disk in the order of the struct. */
 void frame_header(const struct frame *frame, uint8_t header[FRAME_HEADER_BYTES]);
+
+/* One `write` of the whole frame. Returns what that returns: fewer bytes than `frame_size` where it was cut short. */
+ssize_t frame_write(int file, const struct frame *frame);
 
 /* What stands at a position of a file. */
 enum frame_state {

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "chain.h"
@@ -17,8 +16,6 @@
 #define WRITER_LOCK "writer.lock"
 #define MAX_SEGMENT_BYTES (64u * 1024 * 1024)
 #define SEGMENTS_PER_LANE 8u
-/* Up to here one copy and `write` are cheaper than `writev` with five parts. */
-#define SMALL_FRAME_BYTES 2048u
 #define FILE_MODE 0600
 #define DIRECTORY_MODE 0700
 /* Where the spool directory is open to its group, the sidecar runs as another user of that group. */
@@ -344,36 +341,6 @@ static enum lane_result make_room(struct lane *lane, size_t size)
 	return LANE_WRITTEN;
 }
 
-static size_t copy(uint8_t *to, struct bytes from)
-{
-	if (from.size)
-		memcpy(to, from.data, from.size);
-	return from.size;
-}
-
-static ssize_t write_frame(int file, const struct frame *frame, size_t size)
-{
-	uint8_t small[SMALL_FRAME_BYTES];
-	frame_header(frame, small);
-	if (size <= sizeof small) {
-		size_t at = FRAME_HEADER_BYTES;
-		at += copy(small + at, frame->client_id);
-		at += copy(small + at, frame->topic);
-		at += copy(small + at, frame->properties);
-		at += copy(small + at, frame->payload);
-		return write(file, small, at);
-	}
-	/* writev reads these; its interface is older than const. */
-	const struct iovec parts[] = {
-		{small, FRAME_HEADER_BYTES},
-		{(void *)(uintptr_t)frame->client_id.data, frame->client_id.size},
-		{(void *)(uintptr_t)frame->topic.data, frame->topic.size},
-		{(void *)(uintptr_t)frame->properties.data, frame->properties.size},
-		{(void *)(uintptr_t)frame->payload.data, frame->payload.size},
-	};
-	return writev(file, parts, sizeof parts / sizeof *parts);
-}
-
 /* Whether a sync failed: the kernel reports that once and may say yes the next time, so never try again. */
 static bool sync_failed(struct lane *lane, int error)
 {
@@ -392,7 +359,7 @@ static enum lane_result append(struct lane *lane, const struct frame *frame, siz
 		return LANE_FAILED;
 	if (room != LANE_WRITTEN)
 		return room;
-	ssize_t written = write_frame(lane->file, frame, size);
+	ssize_t written = frame_write(lane->file, frame);
 	if (written != (ssize_t)size) {
 		int error = written < 0 ? errno : ENOSPC;
 		struct segment *last = last_of(lane);
