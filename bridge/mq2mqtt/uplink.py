@@ -34,6 +34,9 @@ BATCH_BYTES = 512 * 1024
 # What a stored message needs besides its body: the five properties, the key, the record's own fields.
 _OVERHEAD_BYTES = 400
 PROBE_SECONDS = 2.0
+# A send costs as much as 20 messages: where they come closely, each queue collects them for so long, or so many.
+_LINGER_SECONDS = 0.01
+_ENOUGH_MESSAGES = 32
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 2.0
 _LANE: Final = "lane"
@@ -88,6 +91,7 @@ class Uplink:
         self._ready_of: dict[str, deque[Entry]] = {}  # by client id, or topic
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
+        self._lingers_until: dict[Queue, float] = {}
         self._backoff: dict[_Part, _Backoff] = {}
         self._wake = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
@@ -150,6 +154,7 @@ class Uplink:
         """Wait for news from the lane or a batch, at most until something is due by time."""
         now = time.monotonic()
         due = [backoff.until for backoff in self._backoff.values() if backoff.until > now]
+        due += [until for queue, until in self._lingers_until.items() if until > now and self._ready[queue]]
         if not (self._busy or self._probe or self._waits(None)):
             due.append(max(self._probe_at, now + 0.05))
         # Batches and probes wake it when they end.
@@ -198,13 +203,19 @@ class Uplink:
         self._ready = {queue: deque() for queue in queues}  # bounded by the reader: MAX_AHEAD
         self._ready_bytes = 0
         self._backoff = {}
+        self._lingers_until = {}
         self._put(waiting)
 
     def _dispatch(self, *, at_least: int) -> None:
         """Start a batch on every queue that has `at_least` so many messages, is idle and not in backoff."""
+        now = time.monotonic()
         for queue, ready in self._ready.items():
-            if len(ready) >= at_least and queue not in self._busy and not self._waits(queue):
+            if len(ready) < at_least or queue in self._busy or self._waits(queue):
+                continue
+            if len(ready) >= _ENOUGH_MESSAGES or self._lingers_until.get(queue, now) <= now:
                 batch = self._take(ready)
+                # Messages that come one at a time are sent at once; those that come closely wait for each other.
+                self._lingers_until[queue] = now + _LINGER_SECONDS if len(batch) > 1 else now
                 self._telemetry.in_flight += len(batch)
                 task = asyncio.create_task(self._send(queue, batch), name=f"mq2mqtt.uplink[{self.rule_id}].send")
                 self._busy[queue] = task

@@ -428,3 +428,28 @@ async def test_a_late_batch_to_the_old_topic_proves_nothing_of_the_new_one(
         await until(lambda: "mq_nowhere" in (lane.telemetry.reason or ""))
     assert lane.stored() == [b"in flight"]
     assert ups == []
+
+
+async def test_messages_that_come_closely_wait_for_each_other(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt.uplink._LINGER_SECONDS", 3600)
+    async with lane.running():
+        for sizes in ([1], [1, 1], [1, 1, 2]):
+            lane.publish(*[b"x"] * sizes[-1])
+            await until(lambda sizes=sizes: lane.link.sizes == sizes and not lane.telemetry.in_flight)  # type: ignore[misc]
+        # Two came at once, so the next ones are collected.
+        for _ in range(31):
+            lane.publish(b"x")
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        assert lane.link.sizes == [1, 1, 2]
+        lane.publish(b"x")
+        await until(lambda: lane.link.sizes == [1, 1, 2, 32])
+
+
+async def test_what_is_collected_is_sent_when_its_time_is_over(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt.uplink._LINGER_SECONDS", 0.3)
+    async with lane.running():
+        lane.publish(b"1", b"2")
+        await until(lambda: lane.link.sizes == [2])
+        lane.publish(b"3")
+        await until(lambda: lane.link.sizes == [2, 1])

@@ -4,6 +4,7 @@ The writer tells nothing: what there is to read is in the files. While the reade
 only at the end of all of them does it ask the kernel for news.
 """
 
+import asyncio
 import contextlib
 import os
 import time
@@ -39,6 +40,9 @@ __all__ = ["FollowedLane"]
 _LOOK_SECONDS: Final = 1.0
 """How often a lane is looked at without news."""
 
+_LINGER_SECONDS: Final = 0.002
+"""How long news that follows others closely waits for more: being woken costs as much as dozens of messages."""
+
 _DAMAGE_SECONDS: Final = 1.0
 _COUNT_BYTES = 1 << 20
 
@@ -64,7 +68,8 @@ class FollowedLane:
         self._armed = False
         self._names_changed = True
         self._touched = False
-        self._looked_at = self._reread_at = 0.0
+        self._looked_at = self._reread_at = self._woken_at = 0.0
+        self._lingering: asyncio.TimerHandle | None = None
         # Length of the last segment's file when it was last looked at; its `size` may hide an unfinished frame.
         self._file_size = 0
         # Up to where the last segment's frames are counted: its `end`.
@@ -299,7 +304,7 @@ class FollowedLane:
         if self._watch is None:
             self._watch = self._watcher.directory(self.path, self._named)
             self._names_changed = True
-        if not self._armed:
+        if not self._armed and self._lingering is None:
             self._armed = True
             self._watcher.once(self.last.path, self._modified)
             return self._look_at_files(names=self._names_changed)
@@ -308,7 +313,10 @@ class FollowedLane:
     def _modified(self) -> None:
         self._armed = False
         self._touched = True
-        self._news()
+        if time.monotonic() > self._woken_at + _LINGER_SECONDS / 2:
+            self._news()
+        elif self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._news)
 
     def _named(self, name: str) -> None:
         if not name or name.endswith(SUFFIX):
@@ -316,6 +324,10 @@ class FollowedLane:
             self._news()
 
     def _news(self) -> None:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        self._woken_at = time.monotonic()
         if self._wake is not None:
             self._wake()
 
@@ -347,6 +359,8 @@ class FollowedLane:
     def close(self) -> None:
         """Let files and locks go. Idempotent."""
         self._wake = None
+        if self._lingering is not None:
+            self._lingering.cancel()
         self._watcher.forget(self._watch)
         self._watch = None
         if self._writer_lock is not None:

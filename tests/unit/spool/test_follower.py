@@ -421,6 +421,26 @@ async def test_a_waiting_reader_is_woken_at_once(
     writer.close()
 
 
+async def test_news_that_follows_closely_waits_for_more(
+    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "_LINGER_SECONDS", 20.0)
+    writer = open_lane(tmp_path, max_bytes=1 << 20)
+    lane = follow(writer.path, watcher=watcher)
+    reader = LaneReader(lane)
+    for number, is_woken in ((0, True), (1, False)):
+        waiting = asyncio.create_task(reader.wait(), name="wait")
+        await asyncio.sleep(0)
+        fill(writer, 1, first=number, payload_bytes=100)
+        await asyncio.wait([waiting], timeout=20 if is_woken else 0.1)
+        assert waiting.done() is is_woken
+        waiting.cancel()
+        assert numbers(reader) == [number]
+    reader.close()
+    lane.close()
+    writer.close()
+
+
 async def test_without_news_it_is_found_soon(tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "_watch", lambda *_: None)
     writer = open_lane(tmp_path, max_bytes=80 * FRAME_BYTES)
