@@ -1,15 +1,15 @@
 """The conversation with the hook: connect, say hello, bring it the rules, keep up with who is connected; and again."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from loguru import logger
 
 from mq2mqtt.settings import Settings
-from mq2mqtt_mosquitto.client import Incoming, Login, MqttClient, MqttError, Subscription
+from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError, Subscription
 from mq2mqtt_mosquitto.control import (
     ANSWER_TOPIC,
     CONTROL_TOPIC,
@@ -29,20 +29,19 @@ from mq2mqtt_mosquitto.control import (
     encode_operation,
 )
 from mq2mqtt_mosquitto.deliveries import Deliveries
+from mq2mqtt_mosquitto.greeting import login_of, objection
 from mq2mqtt_mosquitto.presence import Presence
+from mq2mqtt_mosquitto.table import told_parents
 
 __all__ = ["Session"]
 
-HOOK_MAJOR: Final = 0
-"""The hook's major version that this sidecar works with."""
-
-_USERNAME = "mq2mqtt"
 _ANSWER_SECONDS = 10.0
 _SILENT_SECONDS = 1.5
-_LIST_SECONDS = 2.0
+_STATS_SECONDS = 1.0
+# Only against what neither events nor their loss have told.
+_LIST_SECONDS = 30.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 5.0
-_WATCH_SECONDS = 1.0
 
 
 class _HookError(Exception):
@@ -58,25 +57,18 @@ class Session:
         Raises:
             ConfigError: a file of `host.tls` is no use.
         """
-        host = settings.host
         self._spool = settings.spool.path
-        token = host.token or host.password
-        self._login = Login(
-            url=host.url,
-            client_id=host.client_id,
-            username=host.username or (_USERNAME if token else None),
-            password=token.get_secret_value() if token else None,
-            tls=host.tls_context(),
-        )
+        self._login = login_of(settings)
         self._deliveries = deliveries
         self._presence = presence
         self.problem: str | None = "the MQTT broker is not reached yet"
         self.reached = asyncio.Event()
-        self.counted: Callable[[Stats], None] = _ignore
-        """Called with the hook's counters whenever it tells them."""
+        self.told: Callable[[Stats], None] = _ignore
+        """Called with what the hook counts and finds wrong, whenever it tells."""
         self._table, self._table_crc, self._pushed_crc = b"", 0, 0
         self._parents: list[str] = []
-        self._subscribed: set[str] = set()
+        # As far as is known: a session may be kept from an earlier life.
+        self._subscribed = told_parents(self._spool)
         self._changed = asyncio.Event()
         self._wants_list = False
         self._client: MqttClient | None = None
@@ -140,69 +132,70 @@ class Session:
             self._client = None
 
     async def _open(self, client: MqttClient) -> None:
-        await client.subscribe([Subscription(RESULTS_TOPIC)])
+        try:
+            await client.subscribe([Subscription(RESULTS_TOPIC)])
+        except MqttError as error:
+            name = self._login.client_id
+            raise _HookError(f"{error}; its sidecar_client_id must be host.client_id, {name}") from None
         try:
             welcome = await self._ask(OperationCode.HELLO)
         except TimeoutError:
-            raise _HookError(
-                "no hook answers: load its plugin, with the token and the client id of this sidecar"
-            ) from None
+            raise _HookError("no hook answers: load its plugin in mosquitto.conf") from None
         if not isinstance(welcome, Welcome):
             raise _HookError(f"the hook answered a greeting with {type(welcome).__name__}")
         self._check(welcome)
-        self._subscribed = set()
-        await self._bring_table(client, in_force=welcome.table_crc)
+        if not client.session_present:
+            self._subscribed = set()
+        await self._subscribe(client, afresh=True)
+        self._pushed_crc = welcome.table_crc
+        await self._bring_table()
         await self._list()
 
     def _check(self, welcome: Welcome) -> None:
-        if welcome.version[0] != HOOK_MAJOR:
-            raise _HookError(f"the hook is of version {welcome.version}, this sidecar needs {HOOK_MAJOR}.x")
-        if not _same_directory(Path(welcome.spool_path), self._spool):
-            raise _HookError(f"the hook writes to {welcome.spool_path}, but spool.path is {self._spool}")
-        for line in welcome.problems:
-            logger.error("the hook: {}", line)
+        if (problem := objection(welcome, self._spool)) is not None:
+            raise _HookError(problem)
         logger.info("hook {}.{} in {}", *welcome.version, welcome.broker_version)
 
     async def _keep_up(self, client: MqttClient) -> None:
-        """Bring the hook what changes; look now and then whether all is well."""
+        """Bring the hook what changes, and ask it how it is."""
         loop = asyncio.get_running_loop()
         list_at = loop.time() + _LIST_SECONDS
+        client.closed.add_done_callback(lambda _: self._changed.set())
         while not client.closed.done():
-            changed = asyncio.create_task(self._changed.wait(), name="mq2mqtt.mosquitto.changed")
-            waited: list[asyncio.Future[Any]] = [changed, client.closed]
-            try:
-                wait_seconds = max(0.0, min(_WATCH_SECONDS, list_at - loop.time()))
-                await asyncio.wait(waited, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STATS_SECONDS):
+                    await self._changed.wait()
             self._changed.clear()
-            if client.closed.done():
-                break
-            await self._bring_table(client, in_force=None)
-            if self._wants_list or loop.time() >= list_at:
+            await self._subscribe(client, afresh=False)
+            await self._bring_table()
+            if self._wants_list or loop.time() > list_at:
                 await self._list()
                 list_at = loop.time() + _LIST_SECONDS
+            else:
+                await self._ask(OperationCode.STATS)
             if self._deliveries.overdue_seconds > _ANSWER_SECONDS:
                 raise _HookError("the hook does not answer")
         raise MqttError(client.closed.result())
 
-    async def _bring_table(self, client: MqttClient, *, in_force: int | None) -> None:
-        """Push the table if it is not the one `in_force` (`None`: the last one that was pushed)."""
-        parents = [f"{parent}/#" for parent in self._parents if parent not in self._subscribed]
-        if parents:
-            # Wills pass by the hook on their way to a subscriber; it denies us all else that we subscribe to.
-            await client.subscribe([Subscription(name, qos=1) for name in parents])
-            self._subscribed.update(self._parents)
-        pushed = self._pushed_crc if in_force is None else in_force
+    async def _subscribe(self, client: MqttClient, *, afresh: bool) -> None:
+        """Have wills pass by the hook on their way to us; it denies us all else that is subscribed to."""
+        wanted = set(self._parents)
+        if new := wanted if afresh else wanted - self._subscribed:
+            await client.subscribe([Subscription(f"{parent}/#", qos=1) for parent in sorted(new)])
+        if gone := self._subscribed - wanted:
+            await client.unsubscribe([f"{parent}/#" for parent in sorted(gone)])
+        self._subscribed = wanted
+
+    async def _bring_table(self) -> None:
+        """Push the table if it is not the one that the hook has."""
         crc, table = self._table_crc, self._table
-        if pushed != crc and table:
-            answer = await self._ask(OperationCode.TABLE, payload=table)
-            if not isinstance(answer, Table):
-                raise _HookError(f"the hook answered a lane table with {type(answer).__name__}")
-            if not answer.ok:
-                raise _HookError(f"the hook refuses the lane table: {answer.text}")
-            for line in answer.text.splitlines():
-                logger.error("the hook: {}", line)
+        if crc == self._pushed_crc:
+            return
+        answer = await self._ask(OperationCode.TABLE, payload=table)
+        if not isinstance(answer, Table):
+            raise _HookError(f"the hook answered a lane table with {type(answer).__name__}")
+        if not answer.ok:
+            raise _HookError(f"the hook refuses the lane table: {answer.text}")
         self._pushed_crc = crc
 
     async def _list(self) -> None:
@@ -257,8 +250,8 @@ class Session:
             logger.error("the hook sent what is no answer: {}", error)
             return
         if isinstance(answer, Stats):
-            self.counted(answer)
-        elif isinstance(answer, Clients) and number in self._asked:
+            self.told(answer)
+        if isinstance(answer, Clients) and number in self._asked:
             self._listing += answer.clients
             if answer.last:
                 self._answer(number, answer)
@@ -275,10 +268,3 @@ class Session:
 
 def _ignore(_stats: Stats) -> None:
     """Nobody counts."""
-
-
-def _same_directory(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return one == other.absolute()
