@@ -180,7 +180,8 @@ async def test_a_full_lane_holds_up_no_other_rule_and_loses_nothing(broker: Plai
         async with device(broker) as writer:
             for number in range(many, 2 * many):
                 await writer.publish("lane-a/x", b"%d" % number, qos=1)
-        await until(lambda: len(here.intake.waiting) == UNACKNOWLEDGED)
+        # In a session that was taken up again, Mosquitto 2.0.11 sends some more than it should.
+        await until(lambda: len(here.intake.waiting) >= UNACKNOWLEDGED)
         here.intake.make_space()
         await until(lambda: len(here.payloads("lane-a")) == 2 * many)
         assert here.payloads("lane-a") == [b"%d" % number for number in range(2 * many)]
