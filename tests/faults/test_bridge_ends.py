@@ -17,8 +17,8 @@ from tests.rocket_peer import RocketPeer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
-Begin = Callable[[str], Awaitable[Lives]]
-"""`await begin("process")`: a bridge of that durability with its streams."""
+Begin = Callable[..., Awaitable[Lives]]
+"""`await begin("process")`: a bridge of that durability with its streams; lines for `mosquitto.conf` may follow."""
 
 _KILLS = 20
 _PART_ENDS = 10
@@ -39,8 +39,10 @@ async def begin(rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path) -> A
     """Start a bridge with its streams; whatever the test comes to, they end with it."""
     begun: list[Lives] = []
 
-    async def begin(durability: str) -> Lives:
+    async def begin(durability: str, *mosquitto_options: str) -> Lives:
         lives = Lives(rocketmq, peer, tmp_path / durability, durability=durability)
+        if mosquitto_options:
+            _mosquitto(lives).broker.options = mosquitto_options
         begun.append(lives)
         await lives.start()
         return lives
@@ -94,7 +96,7 @@ async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: Faul
 
 @pytest.mark.mosquitto
 async def test_one_of_the_two_ends_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
-    mosquitto, sidecar = await begin("process"), await begin("power")
+    mosquitto, sidecar = await begin("process"), await begin("power", "plugin_opt_sync_ms 20")
     moments = _moments("one of the two")
     broker = _mosquitto(mosquitto).broker
 
@@ -106,7 +108,9 @@ async def test_one_of_the_two_ends_at_random_moments(begin: Begin, fault_table: 
         _kill_at_random(sidecar, moments, times=_PART_ENDS, end=_mosquitto(sidecar).kill_sidecar),
     )
     await mosquitto.finish(fault_table, fault=f"Mosquitto ended {_PART_ENDS} times at random, by SIGKILL or SIGTERM")
-    await sidecar.finish(fault_table, fault=f"sidecar killed {_PART_ENDS} times at random, durability: power")
+    await sidecar.finish(
+        fault_table, fault=f"sidecar killed {_PART_ENDS} times at random, durability: power, sync_ms: 20"
+    )
 
 
 async def test_sigterm_under_load(begin: Begin, fault_table: FaultTable) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mq2mqtt.message import ReceivedMessage
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
+from tests.device import Device
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mqtt_client import PINGRESP, PUBACK, PUBCOMP, PUBREC, PUBREL, Client, ack_packet, publish_packet
 from tests.new_bridge import new_bridge
@@ -23,6 +24,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
 _TOLD_SECONDS = 5.0
+_QOS_0 = 5
 
 
 @pytest.fixture
@@ -185,6 +187,10 @@ async def _fill_and_mend(
     began = time.monotonic()
     await until(lambda: "max_bytes" in str(bridge.readiness()["full-out"]["reason"]), seconds=_TOLD_SECONDS)
     told = time.monotonic() - began, str(bridge.readiness()["full-out"]["reason"])
+    with Device(bridge.mqtt_port, "GID_dev@@@1") as device:
+        for _ in range(_QOS_0):
+            device.publish("full/x", b"lost", qos=0)
+    await until(lambda: bridge.metric("mq2mqtt_dropped_total", rule="full-out", reason="lane_full") == _QOS_0)
     held, before = acknowledged("full"), acknowledged("other")
     await until(lambda: all(now > then + 200 for now, then in zip(acknowledged("other"), before, strict=True)))
     assert acknowledged("full") == held
