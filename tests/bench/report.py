@@ -12,6 +12,7 @@ from typing import Any
 
 from mq2mqtt.quickstart.cluster import ask, broker_addresses
 from tests.bench.experiment import Bench, Measurement
+from tests.bench.mosquitto_servers import mosquitto_version
 
 _GET_BROKER_RUNTIME_INFO = 28
 _HEADER = ("experiment", "metric", "median", "min-max", "unit", "baseline", "ratio", "runs")
@@ -96,6 +97,7 @@ async def surroundings(bench: Bench, loop: str) -> str:
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("mq2mqtt", "amqtt")]
     namesrv = await bench.namesrv()
     rocketmq = bench.rocketmq_version or await _rocketmq_version(namesrv)
+    versions.append(f"Mosquitto {mosquitto_version()}")
     versions += [f"RocketMQ {rocketmq}", f"Python {platform.python_version()}", loop]
     machine = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores of {_processor()}"
     return f"{now:%Y-%m-%d %H:%M} UTC; {', '.join(versions)}; {machine}; load {load()} at the start"

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from mq2mqtt.log import quiet_client
 from tests.bench import report
 from tests.bench.experiment import SLOW_RUNS, Bench, Experiment, Measurement
@@ -43,9 +45,15 @@ async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> 
         for number in range(0 if warm_up else 1, counted + 1):
             bench.run = number
             print(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}", file=sys.stderr)
-            results.append(await experiment.measure(bench))
+            try:
+                results.append(await experiment.measure(bench))
+            except pytest.skip.Exception as skipped:
+                print(f"{name}: left out: {skipped}", file=sys.stderr)
+                break
         if not bench.quick:
             bench.end_experiment()
+        if not results:
+            continue
         new = report.summarize(name, results[-counted:])
         print(
             f"{report.table(new)}\n"
