@@ -25,6 +25,9 @@ UNANSWERED_BATCHES: Final = 64
 
 _ENOUGH_OPERATIONS = 4 * BATCH_OPERATIONS
 
+# What a packet has besides a batch's operations: fixed header, topic, properties, the batch's own header; rounded up.
+_PACKET_OVERHEAD_BYTES = 64
+
 
 class _Job(NamedTuple):
     operation: bytes
@@ -48,6 +51,7 @@ class Deliveries:
         self._waiting: deque[_Job] = deque()  # bounded, see above
         self._unanswered: dict[int, _Batch] = {}
         self._number = 0
+        self._longest: int | None = None
         self._flushing = False
         self._room = asyncio.Event()
         self._room.set()
@@ -76,9 +80,14 @@ class Deliveries:
         """Return when there are not too many operations waiting."""
         await self._room.wait()
 
-    def connected(self, send: Callable[[bytes], bool]) -> None:
-        """Send what waits, and all that comes. `send` takes a batch, or says that it cannot now."""
+    def connected(self, send: Callable[[bytes], bool], *, packet_bytes: int | None = None) -> None:
+        """Send what waits, and all that comes. `send` takes a batch, or says that it cannot now.
+
+        An operation that is longer than the broker takes packets, `packet_bytes`, is refused: the broker would close
+        the connection each time that it came.
+        """
         self._send = send
+        self._longest = None if packet_bytes is None else packet_bytes - _PACKET_OVERHEAD_BYTES
         self.flush()
 
     def disconnected(self) -> None:
@@ -93,6 +102,9 @@ class Deliveries:
         self._flushing = False
         while self._waiting and self._send is not None and len(self._unanswered) < UNANSWERED_BATCHES:
             jobs = self._next_jobs()
+            if self._longest is not None and len(jobs[0].operation) > self._longest:
+                self._refuse(jobs[0])
+                continue
             number = self.next_number()
             if not self._send(encode_batch(number, [job.operation for job in jobs])):
                 self._waiting.extendleft(reversed(jobs))
@@ -101,12 +113,22 @@ class Deliveries:
         if len(self._waiting) < _ENOUGH_OPERATIONS:
             self._room.set()
 
+    def _refuse(self, job: _Job) -> None:
+        logger.error(
+            "a message of {} bytes is dropped: the broker takes packets up to {}; raise its max_packet_size",
+            len(job.operation),
+            self._longest,
+        )
+        job.done(Result.REFUSED)
+
     def _next_jobs(self) -> list[_Job]:
+        """Take what fits into one batch; what is longer than that is alone."""
+        limit = BATCH_BYTES if self._longest is None else min(BATCH_BYTES, self._longest)
         jobs = [self._waiting.popleft()]
         size = len(jobs[0].operation)
         while self._waiting and len(jobs) < BATCH_OPERATIONS:
             size += len(self._waiting[0].operation)
-            if size > BATCH_BYTES:
+            if size > limit:
                 break
             jobs.append(self._waiting.popleft())
         return jobs

@@ -121,7 +121,7 @@ class Session:
         self._client = await MqttClient.connect(self._login, received=self._received, room=self._deliveries.flush)
         try:
             await self._open(self._client)
-            self._deliveries.connected(self._send)
+            self._deliveries.connected(self._send, packet_bytes=self._client.limits.packet_bytes)
             self.problem = None
             self.reached.set()
             logger.info("the hook in {} is reached", self._login.url)

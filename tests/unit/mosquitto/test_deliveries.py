@@ -76,6 +76,23 @@ async def test_batches_have_limits() -> None:
     assert [len(names) for _, names in wire.batches] == [BATCH_OPERATIONS, 2, 1, 1, 1]
 
 
+async def test_what_is_longer_than_the_broker_takes_is_refused_and_the_rest_fits() -> None:
+    box, wire = Box(), Wire()
+    sizes: list[int] = []
+
+    def send(data: bytes) -> bool:
+        sizes.append(len(data))
+        return wire.send(data)
+
+    box.deliveries.connected(send, packet_bytes=2000)
+    for name, payload_bytes in (("a", 1000), ("huge", 2000), ("b", 1000), ("c", 500)):
+        box.add(name, payload_bytes=payload_bytes)
+    await asyncio.sleep(0)
+    assert box.outcomes == {"huge": Result.REFUSED}
+    assert [names for _, names in wire.batches] == [["a"], ["b", "c"]]
+    assert max(sizes) < 2000
+
+
 async def test_so_many_batches_are_on_their_way_and_no_more() -> None:
     box, wire = Box(), Wire()
     box.deliveries.connected(wire.send)
