@@ -88,6 +88,9 @@ class Mosquitto:
             # By default Mosquitto drops what is QoS 1 or 2 and beyond 1000 messages for one client.
             "max_queued_messages 1000000",
             "max_queued_bytes 67108864",
+            # As 2.0 has them by default; 2.1 has others.
+            "max_packet_size 16777216",
+            "allow_duplicate_messages false",
             "user root",
             *(f"log_type {name}" for name in self.log_types),
             "log_dest stderr",

@@ -129,3 +129,17 @@ async def test_whoever_may_not_connect_is_turned_away_and_the_rest_goes_on(world
     await device.disconnect()
     await until(lambda: world.bridge.metric("mq2mqtt_connected_clients") == 0)
     assert world.bridge.stop() == 0
+
+
+def test_a_message_that_mosquitto_does_not_take_is_dropped_and_the_rest_goes_on(world: World) -> None:
+    world.bridge.broker.options += ("max_packet_size 100000",)
+    world.bridge.start()
+    with world.device("tcp") as device:
+        device.subscribe("devices/#", qos=1)
+        world.peer.send(world.into, bytes(100_000))
+        world.peer.send(world.into, b"the next")
+        wait_for_messages(device.received, 1)
+        wait_for(lambda: world.bridge.metric("mq2mqtt_dropped_total", rule="devices-in", reason="host_refused") == 1)
+    assert [message.payload for message in device.received] == [b"the next"]
+    assert "raise its max_packet_size" in world.bridge.log()
+    assert world.bridge.stop() == 0
