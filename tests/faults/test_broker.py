@@ -14,11 +14,12 @@ from tests.bridge_process import wait_for
 from tests.faults.report import FaultTable
 from tests.faults.scene import Downlink, Scene, Traffic, Uplink
 from tests.rocket_peer import RocketPeer
+from tests.thorough import FACTOR
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300 * FACTOR)]
 
-_OUTAGE_SECONDS = 15.0
-_QOS2_OUTAGE_SECONDS = 18.0
+_OUTAGE_SECONDS = 15.0 * FACTOR
+_QOS2_OUTAGE_SECONDS = 18.0 * FACTOR
 
 
 @contextmanager

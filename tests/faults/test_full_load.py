@@ -99,7 +99,7 @@ def test_killed(make: Make, fault_table: FaultTable) -> None:
         end()
         world.bridge.start(ready=False)
     world.wait_acknowledged(5000)
-    fault = f"Mosquitto, the sidecar, and both killed in full load, {_ROUNDS} times each in turn"
+    fault = f"Mosquitto, the sidecar and both killed in turn in full load, {_ROUNDS * len(ends)} kills"
     world.finish(fault_table, fault=fault)
 
 
