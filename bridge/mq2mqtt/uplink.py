@@ -34,7 +34,10 @@ BATCH_BYTES = 512 * 1024
 # What a stored message needs besides its body: the five properties, the key, the record's own fields.
 _OVERHEAD_BYTES = 400
 PROBE_SECONDS = 2.0
-# A send costs as much as 20 messages: where they come closely, each queue collects them for so long, or so many.
+# A send costs as much as 20 messages: where more than so many come in a while, each queue collects them for so long, or
+# so many. Below that there is CPU enough, and collecting would only make each message late.
+_CLOSE_MESSAGES = 200
+_CLOSE_SECONDS = 0.1
 _LINGER_SECONDS = 0.01
 _ENOUGH_MESSAGES = 32
 _BACKOFF_FIRST = 0.1
@@ -92,6 +95,10 @@ class Uplink:
         self._ready_bytes = 0
         self._busy: dict[Queue, asyncio.Task[None]] = {}
         self._lingers_until: dict[Queue, float] = {}
+        self._lingering_until: list[float] = []
+        self._counted = 0  # messages sent since `_counts_since`
+        self._counts_since = 0.0
+        self._come_closely = False
         self._backoff: dict[_Part, _Backoff] = {}
         self._wake = asyncio.Event()
         self._probe: asyncio.Task[None] | None = None
@@ -133,6 +140,7 @@ class Uplink:
 
     async def _step(self) -> bool:
         """Do what can be done now; return whether there is more to do at once."""
+        self._lingering_until = []
         if self._finishing or self._waits(None):
             return False
         target = self.target
@@ -154,7 +162,8 @@ class Uplink:
         """Wait for news from the lane or a batch, at most until something is due by time."""
         now = time.monotonic()
         due = [backoff.until for backoff in self._backoff.values() if backoff.until > now]
-        due += [until for queue, until in self._lingers_until.items() if until > now and self._ready[queue]]
+        # Also what fell due since `_dispatch` left it.
+        due += self._lingering_until
         if not (self._busy or self._probe or self._waits(None)):
             due.append(max(self._probe_at, now + 0.05))
         # Batches and probes wake it when they end.
@@ -209,16 +218,28 @@ class Uplink:
     def _dispatch(self, *, at_least: int) -> None:
         """Start a batch on every queue that has `at_least` so many messages, is idle and not in backoff."""
         now = time.monotonic()
+        self._look_how_closely(now)
+        self._lingering_until = []
         for queue, ready in self._ready.items():
             if len(ready) < at_least or queue in self._busy or self._waits(queue):
                 continue
-            if len(ready) >= _ENOUGH_MESSAGES or self._lingers_until.get(queue, now) <= now:
-                batch = self._take(ready)
-                # Messages that come one at a time are sent at once; those that come closely wait for each other.
-                self._lingers_until[queue] = now + _LINGER_SECONDS if len(batch) > 1 else now
-                self._telemetry.in_flight += len(batch)
-                task = asyncio.create_task(self._send(queue, batch), name=f"mq2mqtt.uplink[{self.rule_id}].send")
-                self._busy[queue] = task
+            until = self._lingers_until.get(queue, now)
+            if len(ready) < _ENOUGH_MESSAGES and until > now:
+                self._lingering_until.append(until)
+                continue
+            batch = self._take(ready)
+            self._counted += len(batch)
+            self._lingers_until[queue] = now + _LINGER_SECONDS if self._come_closely else now
+            self._telemetry.in_flight += len(batch)
+            task = asyncio.create_task(self._send(queue, batch), name=f"mq2mqtt.uplink[{self.rule_id}].send")
+            self._busy[queue] = task
+
+    def _look_how_closely(self, now: float) -> None:
+        """Find out now and then whether messages come so closely that they are to wait for each other."""
+        seconds = now - self._counts_since
+        if seconds >= _CLOSE_SECONDS:
+            self._come_closely = self._counted * _CLOSE_SECONDS > _CLOSE_MESSAGES * seconds
+            self._counted, self._counts_since = 0, now
 
     def _take(self, ready: deque[Entry]) -> list[Entry]:
         batch = list(islice(ready, BATCH_MESSAGES))

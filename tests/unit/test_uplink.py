@@ -432,22 +432,33 @@ async def test_a_late_batch_to_the_old_topic_proves_nothing_of_the_new_one(
 
 async def test_messages_that_come_closely_wait_for_each_other(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mq2mqtt.uplink._LINGER_SECONDS", 3600)
+    monkeypatch.setattr("mq2mqtt.uplink._CLOSE_SECONDS", 0)
+    monkeypatch.setattr("mq2mqtt.uplink._CLOSE_MESSAGES", -1)
     async with lane.running():
-        for sizes in ([1], [1, 1], [1, 1, 2]):
-            lane.publish(*[b"x"] * sizes[-1])
-            await until(lambda sizes=sizes: lane.link.sizes == sizes and not lane.telemetry.in_flight)  # type: ignore[misc]
-        # Two came at once, so the next ones are collected.
+        lane.publish(b"x")
+        await until(lambda: lane.link.sizes == [1] and not lane.telemetry.in_flight)
         for _ in range(31):
             lane.publish(b"x")
             await asyncio.sleep(0)
         await asyncio.sleep(0.05)
-        assert lane.link.sizes == [1, 1, 2]
+        assert lane.link.sizes == [1]
         lane.publish(b"x")
-        await until(lambda: lane.link.sizes == [1, 1, 2, 32])
+        await until(lambda: lane.link.sizes == [1, 32])
+
+
+async def test_messages_that_do_not_come_closely_are_sent_at_once(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mq2mqtt.uplink._LINGER_SECONDS", 3600)
+    async with lane.running():
+        for sizes in ([1], [1, 2], [1, 2, 2], [1, 2, 2, 1]):
+            lane.publish(*[b"x"] * sizes[-1])
+            await until(lambda sizes=sizes: lane.link.sizes == sizes and not lane.telemetry.in_flight)  # type: ignore[misc]
+            # Two at once are few in a while.
+            await asyncio.sleep(0.11)
 
 
 async def test_what_is_collected_is_sent_when_its_time_is_over(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mq2mqtt.uplink._LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("mq2mqtt.uplink._CLOSE_MESSAGES", -1)
     async with lane.running():
         lane.publish(b"1", b"2")
         await until(lambda: lane.link.sizes == [2])
