@@ -85,8 +85,10 @@ class Outlet:
         """Bring the lane's gauges up to date; called before each scrape."""
         if isinstance(self._lane, FollowedLane):
             # Nobody here accepts anything: what has come is seen.
-            self._telemetry.outcomes["accepted"] = self._accepted_before + self._lane.taken
-        self._telemetry.lane_messages = self._lane.messages
+            taken, self._telemetry.lane_messages = self._lane.counts()
+            self._telemetry.outcomes["accepted"] = self._accepted_before + taken
+        else:
+            self._telemetry.lane_messages = self._lane.messages
         self._telemetry.lane_bytes = self._lane.unsent_bytes
         self._telemetry.lane_limit_bytes = self._lane.max_bytes
         self._telemetry.parked_messages = self._parked.count

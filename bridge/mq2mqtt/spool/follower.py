@@ -125,7 +125,12 @@ class FollowedLane:
     @property
     def messages(self) -> int:
         """Messages that are not settled."""
-        return self.taken - self._settled
+        return self.counts()[1]
+
+    def counts(self) -> tuple[int, int]:
+        """Return `taken` and `messages` of one moment: the writer may add some between two questions."""
+        taken = self.taken
+        return taken, taken - self._settled
 
     @property
     def unsent_bytes(self) -> int:

@@ -398,6 +398,22 @@ async def test_a_process_that_writes_and_is_killed_again_and_again(tmp_path: Pat
     lane.close()
 
 
+def test_counts_are_of_one_moment(tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_lane(tmp_path)
+    lane = follow(writer.path, watcher=watcher)
+    look = lane._look_for_gauges  # noqa: SLF001 - when the writer comes in between
+
+    def look_and_go_on() -> None:
+        look()
+        fill(writer, 1, payload_bytes=10)
+
+    monkeypatch.setattr(lane, "_look_for_gauges", look_and_go_on)
+    assert [lane.counts() for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
+    assert (lane.taken, lane.messages) == (3, 4)
+    lane.close()
+    writer.close()
+
+
 async def test_a_waiting_reader_is_woken_at_once(
     tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
