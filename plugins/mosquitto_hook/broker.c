@@ -29,6 +29,7 @@ static struct {
 	const mosquitto_property *(*read_int32)(const mosquitto_property *list, int id, uint32_t *value, bool skip_first);
 	int (*state)(struct mosquitto *client);
 	int (*version)(int *major, int *minor, int *revision);
+	int (*port)(const struct mosquitto *client);
 } found;
 
 /* POSIX lets dlsym's pointer be a function's; C has no cast for it. */
@@ -47,6 +48,7 @@ void broker_init(void)
 	look_up("mosquitto_property_read_int32", &found.read_int32);
 	look_up("mosquitto__get_state", &found.state);
 	look_up("mosquitto_lib_version", &found.version);
+	look_up("mosquitto_client_port", &found.port);
 }
 
 bool broker_reads_properties(void)
@@ -149,6 +151,12 @@ int broker_gone_2_0(struct mosquitto *client)
 	default:
 		return GONE_CONNECTION_LOST;
 	}
+}
+
+bool broker_is_from_unix_socket(const struct mosquitto *client)
+{
+	/* 2.0 knows no PROXY headers. The listener of a Unix socket has the port 0. */
+	return mosquitto_client_protocol(client) == mp_mqtt && (!found.port || found.port(client) == 0);
 }
 
 const char *broker_version(bool is_2_1)

@@ -48,6 +48,10 @@ bool broker_make_properties(struct bytes section, mosquitto_property **propertie
 /* Why a client of 2.0 goes, by its state: one of GONE_*, or -1 if this build does not say it. */
 int broker_gone_2_0(struct mosquitto *client);
 
+/* Whether a client may have come by a listener on a Unix socket. Its address alone does not tell: a WebSocket client says
+ * by X-Forwarded-For what it is, and a PROXY header (2.1) may hold any path. */
+bool broker_is_from_unix_socket(const struct mosquitto *client);
+
 /* Text that tells the version. */
 const char *broker_version(bool is_2_1);
 

@@ -24,18 +24,32 @@ static int verdict(const struct hook *hook, bool allow)
 	return hook->is_2_1 ? MOSQ_ERR_PLUGIN_IGNORE : MOSQ_ERR_PLUGIN_DEFER;
 }
 
+static bool has_sidecar_id(const struct hook *hook, const struct mosquitto *client)
+{
+	const char *id = mosquitto_client_id(client);
+	return id && strcmp(id, hook->options.sidecar_client_id) == 0;
+}
+
+/* The address alone would not do: Mosquitto uses it again for another client. */
+static bool is_sidecar(const struct hook *hook, const struct mosquitto *client)
+{
+	return client == hook->sidecar && has_sidecar_id(hook, client);
+}
+
 static int on_basic_auth(int event, void *data, void *context)
 {
 	struct hook *hook = context;
 	const struct mosquitto_evt_basic_auth *auth = data;
-	const char *id = mosquitto_client_id(auth->client);
 	(void)event;
 	hook->will.set = false;
+	if (auth->client == hook->sidecar)
+		hook->sidecar = NULL;
 	presence_asks(hook, auth->client);
-	if (!id || strcmp(id, hook->options.sidecar_client_id) != 0)
+	if (!has_sidecar_id(hook, auth->client))
 		return verdict(hook, hook->options.auth_allow);
 	const char *address = mosquitto_client_address(auth->client);
-	if (!options_is_sidecar(&hook->options, auth->username, auth->password, address)) {
+	const char *path = broker_is_from_unix_socket(auth->client) ? address : NULL;
+	if (!options_is_sidecar(&hook->options, auth->username, auth->password, path)) {
 		log_error("%s wants to be the sidecar and has not its token: refused", address ? address : "somebody");
 		return MOSQ_ERR_AUTH;
 	}
@@ -85,12 +99,15 @@ static int on_acl_check(int event, void *data, void *context)
 	struct hook *hook = context;
 	const struct mosquitto_evt_acl_check *check = data;
 	(void)event;
-	if (check->client == hook->sidecar)
+	if (is_sidecar(hook, check->client))
 		return check_sidecar(hook, check);
-	const char *id = mosquitto_client_id(check->client);
-	if (check->access == MOSQ_ACL_READ && id && strcmp(id, hook->options.sidecar_client_id) == 0) {
-		/* Its session, while it is away. */
-		publish_shown_to_sidecar(hook, check);
+	if (has_sidecar_id(hook, check->client)) {
+		/* Its session while it is away; or somebody whom Mosquitto let in by a certificate, which no plugin is asked
+		 * about. */
+		if (check->access == MOSQ_ACL_READ)
+			publish_shown_to_sidecar(hook, check);
+		else
+			log_error("a client that has not proven to be the sidecar has its id: it may do nothing");
 		return MOSQ_ERR_ACL_DENIED;
 	}
 	if (is_own(check->topic) || (check->access == MOSQ_ACL_WRITE && strcmp(check->topic, CONTROL_TOPIC) == 0))
@@ -117,7 +134,7 @@ static int on_control(int event, void *data, void *context)
 	(void)event;
 	hook->will.set = false;
 	presence_settle(hook);
-	if (control->client == hook->sidecar)
+	if (is_sidecar(hook, control->client))
 		downlink_arrived(hook, (struct bytes){control->payload, control->payloadlen});
 	else
 		log_warning("a batch that is not the sidecar's is ignored");

@@ -143,9 +143,9 @@ static bool same_secret(const char *a, const char *b)
 	return difference == 0;
 }
 
-bool options_is_sidecar(const struct options *options, const char *username, const char *password, const char *address)
+bool options_is_sidecar(const struct options *options, const char *username, const char *password, const char *path)
 {
-	if (options->socket && address && strcmp(address, options->socket) == 0)
+	if (options->socket && path && strcmp(path, options->socket) == 0)
 		return true;
 	return options->token && username && password && strcmp(username, SIDECAR_USERNAME) == 0
 		&& same_secret(options->token, password);

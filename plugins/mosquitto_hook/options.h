@@ -21,8 +21,9 @@ struct options {
 bool options_read(struct options *options, const struct mosquitto_opt *given, int count,
 	char problem[OPTION_PROBLEM_BYTES]);
 
-/* Whether a connection with this name and password, from this address, is the sidecar's. Any of them may be NULL. */
-bool options_is_sidecar(const struct options *options, const char *username, const char *password, const char *address);
+/* Whether a connection with this name and password, by a listener on the Unix socket `path`, is the sidecar's. Any of
+ * them may be NULL. */
+bool options_is_sidecar(const struct options *options, const char *username, const char *password, const char *path);
 
 void options_free(struct options *options);
 
