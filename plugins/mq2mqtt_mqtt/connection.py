@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from loguru import logger
@@ -22,8 +21,8 @@ _BACKOFF_MAX: Final = 5.0
 class Connection:
     """Publishes what is in `outbox` and fetches what `feed` subscribes to.
 
-    `problem` says why it cannot, `reached` is set while it can. `login` is that of the next connection. `subscribed` is
-    called when the broker has begun the feed's session.
+    `problem` says why it cannot, `reached` is set while it can. `subscribed` is called when the broker has begun the
+    feed's session.
     """
 
     def __init__(self, login: Login, *, feed: Feed | None = None, subscribed: Callable[[], None] | None = None) -> None:
@@ -111,7 +110,6 @@ class Connection:
                 await asyncio.wait([client.closed], timeout=_BACKOFF_MAX)
             else:
                 feed.problem = None
-                self.login = replace(self.login, clean_start=False)
                 self.had_session = True
                 if self._subscribed is not None:
                     self._subscribed()

@@ -1,4 +1,4 @@
-"""What devices publish under one outbound rule's parent topic: from the broker into the lane, then acknowledged."""
+"""What devices publish under the parent topic of an outbound rule: from the broker into the lane, then acknowledged."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,12 +25,9 @@ class Feed:
     `problem` says why nothing comes although there is a connection.
     """
 
-    def __init__(
-        self, rule_id: str, parent: str, *, intake: Intake, dropped: Callable[[str, DropReason], None]
-    ) -> None:
+    def __init__(self, parent: str, *, intake: Intake, dropped: Callable[[str, DropReason], None]) -> None:
         self.topic_filter = f"{parent}/#"
         self.problem: str | None = f"not subscribed to {self.topic_filter} yet"
-        self._rule_id = rule_id
         self._intake = intake
         self._dropped = dropped
         # Bounded by `UNACKNOWLEDGED`.
@@ -43,12 +40,11 @@ class Feed:
     def take(self, client: MqttClient, incoming: Incoming) -> None:
         """A message came."""
         route = self._intake.route(incoming.topic)
-        # What comes by another rule's subscription, of before a reload, is that rule's.
-        if route is None or route.outbound != self._rule_id:
+        if route is None or route.outbound is None:
             client.acknowledge(incoming)
             return
         if self._intake.over_limit(incoming.topic, len(incoming.payload)):
-            self._dropped(self._rule_id, DropReason.TOO_LARGE)
+            self._dropped(route.outbound, DropReason.TOO_LARGE)
             client.acknowledge(incoming)
             return
         message = MqttMessage(
@@ -73,7 +69,7 @@ class Feed:
             if future.cancelled():
                 return
             if error := future.exception():
-                logger.error("rule {}: a publish could not be accepted: {}", self._rule_id, error)
+                logger.error("{}: a publish could not be accepted: {}", self.topic_filter, error)
                 # The broker sends it again in the next connection.
                 client.close()
             else:

@@ -33,9 +33,9 @@ STATUS_PROBLEM: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Export:
-    """An enabled outbound rule at work."""
+    """The parent topic of an enabled outbound rule at work; which rule may change."""
 
-    rule: OutboundRule
+    parent: str
     connection: Connection
     feed: Feed
 
@@ -154,33 +154,30 @@ class ClientHost:
 
     def _arrange(self) -> None:
         """Bring the connections into line with the rules."""
-        wanted = {rule.source: rule for rule in self._rules if isinstance(rule, OutboundRule) and rule.enabled}
+        wanted = {rule.source for rule in self._rules if isinstance(rule, OutboundRule) and rule.enabled}
         for parent, export in tuple(self._exports.items()):
-            now = wanted.get(parent)
-            if now is None or now.id != export.rule.id:
+            if parent not in wanted:
                 del self._exports[parent]
-                self._do(self._retire(export), name=f"mq2mqtt.mqtt.retire[{export.rule.id}]")
-        for parent, rule in wanted.items():
-            if parent not in self._exports:
-                self._exports[parent] = self._begin(rule)
+                self._do(self._retire(export), name=f"mq2mqtt.mqtt.retire[{parent}]")
+        for parent in sorted(wanted - self._exports.keys()):
+            self._exports[parent] = self._begin(parent)
 
-    def _begin(self, rule: OutboundRule) -> _Export:
+    def _begin(self, parent: str) -> _Export:
         assert self.intake is not None  # noqa: S101 - see `start`
-        feed = Feed(rule.id, rule.source, intake=self.intake, dropped=self._dropped)
-        client_id = f"{self._login.client_id}-{rule.id}"
-        known = self._sessions.kept.get(client_id)
+        feed = Feed(parent, intake=self.intake, dropped=self._dropped)
+        # Not the rule's id: where another rule has the parent topic from now on, the session loses nothing meanwhile.
+        client_id = f"{self._login.client_id}-{parent}"
         login = replace(
             self._login,
             client_id=client_id,
-            # Of a rule that had another source, the session subscribes to that.
-            clean_start=known not in {None, feed.topic_filter},
+            clean_start=False,
             session_expiry=SESSION_FOREVER,
             receive_maximum=UNACKNOWLEDGED,
         )
         connection = Connection(login, feed=feed, subscribed=partial(self._sessions.keep, client_id, feed.topic_filter))
-        connection.had_session = known == feed.topic_filter
+        connection.had_session = self._sessions.kept.get(client_id) == feed.topic_filter
         connection.start()
-        return _Export(rule, connection, feed)
+        return _Export(parent, connection, feed)
 
     def _dropped(self, rule_id: str, reason: DropReason) -> None:
         rule = None if self.telemetry is None else self.telemetry.rules.get(rule_id)
@@ -189,7 +186,7 @@ class ClientHost:
 
     async def _retire(self, export: _Export) -> None:
         await export.connection.stop()
-        self._connection(export.rule.source).outbox.take_over(export.connection.outbox)
+        self._connection(export.parent).outbox.take_over(export.connection.outbox)
         self._rule_went.set()
 
     async def _end_sessions(self) -> None:

@@ -206,8 +206,8 @@ async def test_a_broker_that_goes_and_comes_back(broker: PlainMosquitto, tmp_pat
 
 
 async def test_the_session_of_a_rule_that_has_gone_is_ended(broker: PlainMosquitto, tmp_path: Path) -> None:
-    async def had_session(rule_id: str) -> bool:
-        login = Login(broker.url, f"mq2mqtt-sidecar-{rule_id}", session_expiry=0)
+    async def had_session(parent: str) -> bool:
+        login = Login(broker.url, f"mq2mqtt-sidecar-{parent}", session_expiry=0)
         client = await MqttClient.connect(login, received=print, room=print)
         client.close()
         return client.session_present
@@ -235,9 +235,21 @@ async def test_a_rule_with_another_source_lets_go_of_the_first(broker: PlainMosq
         await writer.publish("lane-a/x", b"nobody's", qos=1)
         await writer.publish("lane-b/x", b"1", qos=1)
         await until(lambda: here.payloads("lane-b") == [b"1"])
-        # Another id for the same source: the first one's session ends, nothing comes twice.
-        await here.working(out("lane-b", rule_id="lane-b2"))
         assert here.payloads("lane-a") == []
+
+
+async def test_another_rule_with_the_same_source_takes_over_without_a_gap(
+    broker: PlainMosquitto, tmp_path: Path
+) -> None:
+    async with device(broker) as writer:
+        async with world(broker, tmp_path, out("lane-a")) as here:
+            for number in range(20):
+                here.host.go_by(RuleSet([out("lane-a", rule_id=f"rule-{number}")]))
+                await writer.publish("lane-a/x", b"%d" % number, qos=1)
+            await until(lambda: here.payloads("lane-a") == [b"%d" % number for number in range(20)])
+        await writer.publish("lane-a/x", b"while it is away", qos=1)
+        async with world(broker, tmp_path, out("lane-a", rule_id="rule-b")) as here:
+            await until(lambda: here.payloads("lane-a") == [b"while it is away"])
 
 
 async def test_a_subscription_that_is_denied_holds_down_its_rule_alone(tmp_path: Path, lines: list[str]) -> None:
