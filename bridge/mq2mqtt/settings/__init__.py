@@ -136,7 +136,7 @@ class HostSettings(Section):
     client_id: Text = Field(
         default="mq2mqtt-sidecar",
         description="MQTT client id of the sidecar, as the hook's `sidecar_client_id`. With `mqtt`, each outbound rule "
-        "has a connection besides, with this id, `-` and the rule's id. Keep it: the broker's sessions go by it.",
+        "has a connection besides, with this id, `-` and the rule's source. Keep it: the broker's sessions go by it.",
     )
     username: Text | None = Field(
         default=None, description="User name for the broker; with `token`, `null` is `mq2mqtt`, as the hook expects."
@@ -159,6 +159,12 @@ class HostSettings(Section):
     def _tls_where_it_is_used(self) -> "HostSettings":
         if self.tls != TlsSettings() and not self.url.startswith("mqtts://"):
             raise ValueError(f"tls is for mqtts://, and url is {self.url}; change url, or leave tls out")
+        return self
+
+    @model_validator(mode="after")
+    def _token_where_it_is_used(self) -> "HostSettings":
+        if self.token is not None and self.type == "mqtt":
+            raise ValueError("token is for the hook, type mosquitto; with type mqtt use username and password")
         return self
 
     def tls_context(self) -> ssl.SSLContext | None:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
@@ -99,12 +100,21 @@ def _store_url(value: str) -> str:
 
 def _host_url(value: str) -> str:
     # As above.
-    if not _HOST_URL.fullmatch(value):
+    if not _HOST_URL.fullmatch(value) or not _leads_somewhere(value):
         raise ValueError(
             "is no broker URL: write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///PATH; user and password go into "
             "host.username and host.password"
         )
     return value
+
+
+def _leads_somewhere(url: str) -> bool:
+    """Whether there is a host or a path, and no port that nobody can connect to."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname or parts.path) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def read_secret(file: Path) -> SecretStr:
