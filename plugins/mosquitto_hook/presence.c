@@ -69,18 +69,17 @@ void presence_asks(struct hook *hook, struct mosquitto *context)
 	struct client *client = clients_find(&hook->clients, context);
 	if (client)
 		forget(hook, client, -1);
-	note(hook, context);
+	/* 2.1 tells of those that are let in, and not of all that are turned away: after a delayed verdict it says nothing. */
+	if (!hook->is_2_1)
+		note(hook, context);
 }
 
 void presence_connected(struct hook *hook, struct mosquitto *context)
 {
 	struct client *client = clients_find(&hook->clients, context);
-	if (client && client->online) {
+	if (client)
 		forget(hook, client, -1);
-		client = NULL;
-	}
-	if (!client)
-		client = note(hook, context);
+	client = note(hook, context);
 	if (client)
 		let_in(hook, client);
 }
