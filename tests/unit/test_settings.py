@@ -86,7 +86,7 @@ rocketmq:
 spool: {path: /data/spool, durability: power, max_bytes: 512 MiB}
 store: {url: "postgresql+asyncpg://u:p@db/x"}
 admin: {listen: "0.0.0.0:0"}
-host: {type: mqtt, url: "unix:///run/m.sock", username: u, password: p, token: t}
+host: {type: mosquitto, url: "unix:///run/m.sock", username: u, password: p, token: t}
 limits: {topic_chars: 64, payload_bytes: 64KiB}
 stop_deadline: 2.5
 mqtt: {listen: "[::]:1883", allow_anonymous: false, amqtt: {listeners: {ws: {type: ws}}}}
