@@ -136,6 +136,12 @@ enum export_result exports_append(struct exports *exports, struct export *export
 		/* The sender would repeat it for ever. */
 		export->dropped_too_large++;
 		return EXPORT_TAKEN;
+	case LANE_REMOVED:
+		snprintf(export->problem, sizeof export->problem, "%s", lane_problem(export->lane));
+		lane_close(export->lane);
+		export->lane = NULL;
+		export->tried_us = machine_now_us();
+		return refuse(export, export->problem, drop);
 	default:
 		return refuse(export, lane_problem(export->lane), drop);
 	}

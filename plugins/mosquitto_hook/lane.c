@@ -352,8 +352,20 @@ static bool sync_failed(struct lane *lane, int error)
 	return lane->failed;
 }
 
+/* Whether the file that is appended to was deleted: its reader leaves the last one alone. What goes there is lost. */
+static bool is_removed(const struct lane *lane)
+{
+	struct stat status;
+	return lane->file >= 0 && fstat(lane->file, &status) == 0 && status.st_nlink == 0;
+}
+
 static enum lane_result append(struct lane *lane, const struct frame *frame, size_t size)
 {
+	if (is_removed(lane)) {
+		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: its last file was deleted while messages were written to it",
+			lane->path);
+		return LANE_REMOVED;
+	}
 	enum lane_result room = make_room(lane, size);
 	if (sync_failed(lane, atomic_load(&lane->synced.error)))
 		return LANE_FAILED;

@@ -23,6 +23,7 @@ enum lane_result {
 	LANE_WRITTEN,
 	LANE_FULL,      /* no space now, nothing was written */
 	LANE_TOO_LARGE, /* never fits */
+	LANE_REMOVED,   /* somebody has deleted it: to be opened anew; `lane_problem` says so */
 	LANE_FAILED,    /* `lane_problem` says why */
 };
 

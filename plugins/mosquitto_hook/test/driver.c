@@ -159,7 +159,7 @@ static void do_open(char **fields)
 
 static void print_result(enum lane_result result)
 {
-	static const char *const names[] = {"written", "full", "large", "failed"};
+	static const char *const names[] = {"written", "full", "large", "removed", "failed"};
 	if (result == LANE_WRITTEN)
 		printf("written %" PRIu64 " %" PRIu64 "\n", lane_next_offset(lane), lane_unsent_bytes(lane));
 	else

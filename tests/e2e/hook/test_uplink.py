@@ -204,3 +204,21 @@ async def test_a_damaged_lane_takes_nothing_until_it_is_mended(broker: Mosquitto
     assert broker.payloads(RULE)[-1] == b"3"
     await device.drop()
     await sidecar.client.drop()
+
+
+async def test_a_lane_that_is_deleted_under_the_broker_acknowledges_nothing(broker: Mosquitto) -> None:
+    device = await broker.connect("dev-1")
+    await device.publish("sensors/a", b"1", qos=1)
+    shutil.rmtree(broker.spool / RULE)
+    device.send(publish_packet("sensors/a", b"2", qos=1, packet_id=9))
+    await device.wait_closed()
+    assert "its last file was deleted" in broker.log.read_text()
+    await device.drop()
+    # It is opened anew, at once when Mosquitto is told to reload.
+    broker.process.send_signal(signal.SIGHUP)
+    device = await broker.connect("dev-1")
+    await until(lambda: "Reloading config" in broker.log.read_text(), what="reload")
+    await device.ping()
+    await device.publish("sensors/a", b"2", qos=1)
+    assert broker.payloads(RULE) == [b"2"]
+    await device.drop()
