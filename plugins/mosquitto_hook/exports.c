@@ -3,12 +3,25 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "log.h"
 #include "machine.h"
 
 /* A lane that cannot be opened is damaged or somebody else's: a look at every publish would stall the broker. */
 #define RETRY_US 5000000u
+#define FILES_PER_LANE 3u
+
+/* Whether Mosquitto keeps a quarter of its descriptors for clients: without one nobody can connect, the sidecar with a
+ * smaller table neither. */
+static bool leaves_room(const struct exports *exports)
+{
+	struct rlimit files;
+	size_t lanes = 1;
+	for (size_t i = 0; i < exports->table->count; i++)
+		lanes += exports->by_parent[i] && exports->by_parent[i]->lane;
+	return getrlimit(RLIMIT_NOFILE, &files) != 0 || lanes * FILES_PER_LANE <= files.rlim_cur - files.rlim_cur / 4;
+}
 
 static void open_lane(struct exports *exports, struct export *export)
 {
@@ -16,7 +29,11 @@ static void open_lane(struct exports *exports, struct export *export)
 	const struct lane_options options = {exports->table->max_bytes, exports->table->power, exports->syncer, log_warning};
 	snprintf(path, sizeof path, "%s/%s", exports->spool, export->rule);
 	export->tried_us = machine_now_us();
-	export->lane = lane_open(path, &options, export->problem);
+	if (leaves_room(exports))
+		export->lane = lane_open(path, &options, export->problem);
+	else
+		snprintf(export->problem, sizeof export->problem, "cannot open %.300s: no descriptors left for more lanes; raise "
+			"Mosquitto's limit (LimitNOFILE, ulimit -n): three for each rule, and a quarter is for clients", path);
 	if (!export->lane)
 		log_error("%s", export->problem);
 }

@@ -1,5 +1,6 @@
 """The hook changes nothing of who may log in, publish and subscribe, whichever way Mosquitto is configured."""
 
+import resource
 import signal
 import stat
 import struct
@@ -223,3 +224,15 @@ async def test_a_second_broker_on_the_same_spool_takes_nothing(broker: Mosquitto
     for lane in (".clients", RULE):
         assert f"{lane}: process {broker.process.pid} is already its writer; stop it" in other.log.read_text()
     assert broker.frames(RULE) == []
+
+
+async def test_more_lanes_than_descriptors_leave_room_for_clients(broker: Mosquitto, sidecar: Sidecar) -> None:
+    resource.prlimit(broker.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    good, text_ = await sidecar.table(table_of({f"r-{number}": f"parent-{number}" for number in range(40)}))
+    assert good
+    # Three descriptors each, of three quarters of 64.
+    assert text_.count("no descriptors left for more lanes") == 40 - 16
+    device = await broker.connect("dev-1")
+    await device.publish("parent-0/a", b"1", qos=1)
+    assert broker.payloads("r-0") == [b"1"]
+    await device.drop()
