@@ -68,6 +68,10 @@ static int check_sidecar(struct hook *hook, const struct mosquitto_evt_acl_check
 	if (check->access != MOSQ_ACL_READ)
 		return MOSQ_ERR_SUCCESS;
 	if (strcmp(check->topic, RESULTS_TOPIC) == 0) {
+		if (check->payloadlen == 0) {
+			hook->will.set = false;
+			return MOSQ_ERR_ACL_DENIED;
+		}
 		/* The message that Mosquitto is about to copy to the sidecar: it was sent with zeros for what was not known
 		 * then, and nobody else can read it. */
 		results_fill(&hook->results, (void *)(uintptr_t)check->payload, check->payloadlen);

@@ -1,5 +1,6 @@
 """The hook changes nothing of who may log in, publish and subscribe, whichever way Mosquitto is configured."""
 
+import asyncio
 import resource
 import signal
 import stat
@@ -12,6 +13,7 @@ import pytest
 from mq2mqtt.message import MqttProperties
 from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, mosquitto_program, only, table_of
 from tests.mqtt_client import CONNACK, PUBACK, Client, packet, publish_packet, text
+from tests.unit.hook.batches import PUBLISH, Operation
 from tests.unit.hook.driver import HOOK
 from tests.waiting import until
 
@@ -236,3 +238,20 @@ async def test_more_lanes_than_descriptors_leave_room_for_clients(broker: Mosqui
     await device.publish("parent-0/a", b"1", qos=1)
     assert broker.payloads("r-0") == [b"1"]
     await device.drop()
+
+
+async def test_a_denied_publish_does_not_make_the_sidecars_message_a_will(guarded: Mosquitto) -> None:
+    await guarded.start()
+    sidecar = await Sidecar.connect(guarded, parents=["sensors"])
+    device = await guarded.connect("dev-1", username="alice", password="secret")  # noqa: S106 - the test's own
+    guarded.process.send_signal(signal.SIGSTOP)
+    # Mosquitto reads both at once: what the sidecar publishes is routed after the device was denied the same.
+    number = sidecar.send(Operation(PUBLISH, 1, b"", b"sensors/forbidden", b"", b"P"))
+    await asyncio.sleep(0.2)
+    device.send(publish_packet("sensors/forbidden", b"P"))
+    await asyncio.sleep(0.2)
+    guarded.process.send_signal(signal.SIGCONT)
+    assert list((await sidecar.answer(2, number)).body) == [1]
+    assert guarded.frames(RULE) == []
+    for client in (device, sidecar.client):
+        await client.drop()
