@@ -88,11 +88,13 @@ class _Story:
             self._world.cluster.fail_with(topic, LinkError("away") if step.away else None)
         loaded = self._world.settings(*step.rules)
         self._rules = loaded.rule_set
+        # Those that wait may be accepted within the reload, by the new rules.
+        waiting = [sent for sent in self.sent if isinstance(sent.waiting, asyncio.Future) and not sent.waiting.done()]
         self._world.bridge.reload(loaded)
-        for sent in self.sent:
-            owner = self._rules.outbound(sent.topic)
-            if isinstance(sent.waiting, asyncio.Future) and not sent.waiting.done() and owner is not None:
+        for sent in waiting:
+            if (owner := self._rules.outbound(sent.topic)) is not None:
                 sent.lanes.add(owner.id)
+        for sent in self.sent:
             self._note_targets(sent)
         for parent in _PARENTS:
             self._publish(f"{parent}/x")
