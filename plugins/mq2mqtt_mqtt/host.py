@@ -70,6 +70,8 @@ class ClientHost:
         self._main = Connection(self._login)
         self._exports: dict[str, _Export] = {}  # by parent topic
         self._rule_went = asyncio.Event()
+        self._ending: str | None = None
+        """Client id of the session that the broker is being asked to end."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     # What the bridge asks.
@@ -160,13 +162,18 @@ class ClientHost:
                 del self._exports[parent]
                 self._do(self._retire(export), name=f"mq2mqtt.mqtt.retire[{parent}]")
         for parent in sorted(wanted - self._exports.keys()):
-            self._exports[parent] = self._begin(parent)
+            # Else the session that is begun would be ended.
+            if self._session_id(parent) != self._ending:
+                self._exports[parent] = self._begin(parent)
+
+    def _session_id(self, parent: str) -> str:
+        # Not the rule's id: where another rule has the parent topic from now on, the session loses nothing meanwhile.
+        return f"{self._login.client_id}-{parent}"
 
     def _begin(self, parent: str) -> _Export:
         assert self.intake is not None  # noqa: S101 - see `start`
         feed = Feed(parent, intake=self.intake, dropped=self._dropped)
-        # Not the rule's id: where another rule has the parent topic from now on, the session loses nothing meanwhile.
-        client_id = f"{self._login.client_id}-{parent}"
+        client_id = self._session_id(parent)
         login = replace(
             self._login,
             client_id=client_id,
@@ -194,14 +201,22 @@ class ClientHost:
         while True:
             await self._main.reached.wait()
             self._rule_went.clear()
-            ids = {export.connection.login.client_id for export in self._exports.values()}
-            for client_id in set(self._sessions.kept) - ids:
-                await self._end_session(client_id)
+            for client_id in self._orphans():
+                # A rule may have come back while another session was ended.
+                if client_id in self._orphans():
+                    self._ending = client_id
+                    await self._end_session(client_id)
+                    self._ending = None
+                    self._arrange()
             try:
-                async with asyncio.timeout(_RETRY_SECONDS if set(self._sessions.kept) - ids else None):
+                async with asyncio.timeout(_RETRY_SECONDS if self._orphans() else None):
                     await self._rule_went.wait()
             except TimeoutError:
                 pass
+
+    def _orphans(self) -> set[str]:
+        """Client ids of sessions that no rule needs."""
+        return set(self._sessions.kept) - {self._session_id(parent) for parent in self._exports}
 
     async def _end_session(self, client_id: str) -> None:
         login = replace(self._login, client_id=client_id)

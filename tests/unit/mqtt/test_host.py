@@ -1,5 +1,6 @@
 """A client of a real Mosquitto without the hook: what it fetches, acknowledges and publishes, and what goes wrong."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -224,6 +225,30 @@ async def test_the_session_of_a_rule_that_has_gone_is_ended(broker: PlainMosquit
         await until(lambda: set(json.loads(noted.read_bytes())) == {"mq2mqtt-sidecar-lane-c"})
     assert not await had_session("lane-b")
     assert await had_session("lane-c")
+
+
+async def test_a_rule_that_comes_back_while_its_session_is_ended_keeps_the_new_one(
+    broker: PlainMosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, go_on = asyncio.Event(), asyncio.Event()
+    end_session = ClientHost._end_session  # noqa: SLF001 - to be held up
+
+    async def slowly(host: ClientHost, client_id: str) -> None:
+        ending.set()
+        await go_on.wait()
+        await end_session(host, client_id)
+
+    monkeypatch.setattr(ClientHost, "_end_session", slowly)
+    rules = out("lane-a"), into("other")
+    async with world(broker, tmp_path, *rules) as here, device(broker) as theirs:
+        here.host.go_by(RuleSet([into("other")]))
+        await ending.wait()
+        here.host.go_by(RuleSet(rules))
+        assert here.host.problem_of("lane-a") == "not connected yet"
+        go_on.set()
+        await here.working(*rules)
+        await theirs.publish("lane-a/x", b"kept", qos=1)
+        await until(lambda: here.payloads("lane-a") == [b"kept"])
 
 
 async def test_a_rule_with_another_source_lets_go_of_the_first(broker: PlainMosquitto, tmp_path: Path) -> None:
