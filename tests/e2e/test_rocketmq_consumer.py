@@ -218,7 +218,9 @@ async def test_a_mixed_group_shares_queues_and_messages(
         await send(client, topic, numbers(10, first=100))
         await until(lambda: set(numbers(10, first=100)) <= set(ours.bodies))
     theirs = [base64.b64decode(line["body"]) for line in peer.having("message")]
-    assert sorted(ours.bodies + theirs, key=int) == numbers(110)
+    # Java does not wait until the broker has its last offsets: we may have asked before, and got its messages again.
+    assert len(ours.bodies) == len(set(ours.bodies))
+    assert sorted({*ours.bodies, *theirs}, key=int) == numbers(110)
 
 
 def _shared(ours: Member, peer: JavaPeer, topic: str) -> bool:
