@@ -14,6 +14,7 @@
 #include "machine.h"
 
 #define WRITER_LOCK "writer.lock"
+#define LOOK_US 1000u
 #define MAX_SEGMENT_BYTES (64u * 1024 * 1024)
 #define SEGMENTS_PER_LANE 8u
 #define FILE_MODE 0600
@@ -33,6 +34,7 @@ struct lane {
 	struct chain chain;
 	uint64_t unsent;    /* bytes of frames from the cursor on, as of the last look at it */
 	uint64_t next_base; /* a segment that has to begin there before anything is appended; 0 for none */
+	uint64_t looked_us; /* when the file was looked for last */
 	bool shared;        /* with the group of the spool directory */
 	struct synced synced; /* `file`, as the syncer knows it */
 	bool failed;        /* after a failed fdatasync nobody knows what is on the disk */
@@ -352,16 +354,20 @@ static bool sync_failed(struct lane *lane, int error)
 	return lane->failed;
 }
 
-/* Whether the file that is appended to was deleted: its reader leaves the last one alone. What goes there is lost. */
-static bool is_removed(const struct lane *lane)
+/* Whether the file that is appended to was deleted: its reader leaves the last one alone. What goes there is lost.
+ * Looking costs as much as appending, so what comes within a millisecond is believed. */
+static bool is_removed(struct lane *lane, uint64_t now_us)
 {
 	struct stat status;
+	if (now_us - lane->looked_us < LOOK_US)
+		return false;
+	lane->looked_us = now_us;
 	return lane->file >= 0 && fstat(lane->file, &status) == 0 && status.st_nlink == 0;
 }
 
 static enum lane_result append(struct lane *lane, const struct frame *frame, size_t size)
 {
-	if (is_removed(lane)) {
+	if (is_removed(lane, frame->accepted_us)) {
 		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: its last file was deleted while messages were written to it",
 			lane->path);
 		return LANE_REMOVED;

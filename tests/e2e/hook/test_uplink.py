@@ -1,5 +1,6 @@
 """What devices publish comes into the lanes before it is acknowledged."""
 
+import asyncio
 import shutil
 import signal
 from pathlib import Path
@@ -210,6 +211,8 @@ async def test_a_lane_that_is_deleted_under_the_broker_acknowledges_nothing(brok
     device = await broker.connect("dev-1")
     await device.publish("sensors/a", b"1", qos=1)
     shutil.rmtree(broker.spool / RULE)
+    # The hook looks once in a millisecond.
+    await asyncio.sleep(0.01)
     device.send(publish_packet("sensors/a", b"2", qos=1, packet_id=9))
     await device.wait_closed()
     assert "its last file was deleted" in broker.log.read_text()
