@@ -87,7 +87,8 @@ class BridgeProcess:
 
     def _answers(self, *, ready: bool) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"the bridge ended:\n{self.log()}"
+        code = self.process.poll()
+        assert code is None, f"the bridge ended with {code}:\n{self.log()}"
         try:
             status, _ = self.get("/readyz" if ready else "/healthz")
         except OSError:

@@ -17,6 +17,7 @@ from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
 from tests.new_bridge import HOSTS, choose_host
+from tests.own_ports import take_own_ports
 
 MakeTopic = Callable[..., Awaitable[str]]
 """`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""
@@ -53,6 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    take_own_ports()
     choose_host(config.getoption("--host"))
 
 

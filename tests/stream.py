@@ -110,7 +110,9 @@ class Stream(threading.Thread):
             self.longest_stall = max(self.longest_stall, now - self._acknowledged_at)
             self._acknowledged_at = now
             self._released.discard(packet_id)
-            self.acknowledged.add(b"%d" % self._pending.pop(packet_id))
+            number = self._pending.pop(packet_id, None)
+            if number is not None:  # else it has been given up on
+                self.acknowledged.add(b"%d" % number)
 
     def _send(self, sock: socket.socket, packet_id: int, number: int, *, dup: bool = False) -> None:
         body = struct.pack("!H", len(self._topic)) + self._topic + struct.pack("!H", packet_id) + b"%d" % number

@@ -8,7 +8,7 @@ __all__ = ["free_base", "free_port", "free_ports", "is_free"]
 
 # Below Linux's ephemeral range (32768 and up): a server that is stopped and started again must not find its port
 # taken by somebody's outgoing connection.
-_RANGE = range(20_000, 32_000)
+RANGE = range(20_000, 32_000)
 _ATTEMPTS = 500
 
 
@@ -52,8 +52,8 @@ def free_base(offsets: Sequence[int]) -> int:
         OSError: no such N was found.
     """
     for _ in range(_ATTEMPTS):
-        base = random.choice(_RANGE)  # noqa: S311 - spreads parallel runs, no secret
+        base = random.choice(RANGE)  # noqa: S311 - spreads parallel runs, no secret
         if all(is_free(base + offset) for offset in offsets):
             return base
-    msg = f"no free TCP port in {_RANGE.start}-{_RANGE.stop}"
+    msg = f"no free TCP port in {RANGE.start}-{RANGE.stop}"
     raise OSError(msg)
