@@ -18,8 +18,10 @@ __all__ = [
     "MessageRejectedError",
     "NotAuthorizedError",
     "NotConnectedError",
+    "StoreError",
     "TopicNotFoundError",
     "UnmappableMessageError",
+    "UnstorableError",
 ]
 
 
@@ -87,3 +89,15 @@ class NotAuthorizedError(LinkError):
 
 class MessageRejectedError(BridgeError):
     """RocketMQ calls the message illegal (answer code 13); sending it again cannot help."""
+
+
+class StoreError(BridgeError):
+    """The database did not do what was asked, in a way that time may mend (away, locked, full)."""
+
+    retriable = True
+
+
+class UnstorableError(StoreError):
+    """A value that the database cannot hold; the text says which."""
+
+    retriable = False

@@ -64,6 +64,7 @@ def test_defaults(write: Write, tmp_path: Path) -> None:
         1 << 30,
     )
     assert loaded.store.url == f"sqlite+aiosqlite:///{tmp_path}/var/mq2mqtt.db"
+    assert (loaded.offline.retention, loaded.offline.per_client, loaded.offline.total) == (259_200, 10_000, 1_000_000)
     assert loaded.admin.listen == "127.0.0.1:9883"
     assert (loaded.host.type, loaded.host.url) == ("mosquitto", "mqtt://127.0.0.1:1883")
     assert (loaded.host.username, loaded.host.password, loaded.host.token) == (None, None, None)
@@ -85,6 +86,7 @@ rocketmq:
   address_map: {10.0.0.1:10911: 127.0.0.1:10911}
 spool: {path: /data/spool, durability: power, max_bytes: 512 MiB}
 store: {url: "postgresql+asyncpg://u:p@db/x"}
+offline: {retention: 60, per_client: 1, total: 2}
 admin: {listen: "0.0.0.0:0"}
 host: {type: mosquitto, url: "unix:///run/m.sock", username: u, password: p, token: t}
 limits: {topic_chars: 64, payload_bytes: 64KiB}
@@ -101,6 +103,7 @@ rules:
     assert loaded.rocketmq.address_map == {"10.0.0.1:10911": "127.0.0.1:10911"}
     assert (loaded.spool.path, loaded.spool.max_bytes) == (Path("/data/spool"), 512 << 20)
     assert loaded.store.url == "postgresql+asyncpg://u:p@db/x"
+    assert (loaded.offline.retention, loaded.offline.per_client, loaded.offline.total) == (60, 1, 2)
     assert loaded.limits.payload_bytes == 65_536
     assert loaded.mqtt.amqtt == {"listeners": {"ws": {"type": "ws"}}}
     assert loaded.rule_set.inbound("devices") == loaded.rules[0]
@@ -348,7 +351,7 @@ URL_WORDS = (
     ("text", "line"),
     [
         ("nodes: x", "nodes: unknown field; did you mean 'node'?"),
-        ("_env_file: x", ("_env_file: unknown field; there are node, rocketmq, spool, store, admin, host, limits, "
+        ("_env_file: x", ("_env_file: unknown field; there are node, rocketmq, spool, store, offline, admin, host, limits, "
          "stop_deadline, mqtt, rules")),
         ("node: 7", "node: must be text, not 7: write it in quotes"),
         ("node: yes", "node: must be text, not True: write it in quotes"),
@@ -460,7 +463,7 @@ rocketmq:
         ["mq2mqtt.yaml:6", "rules[1] (out-2)", "source"],
         ["mq2mqtt.yaml:7", "rules[1] (out-2)", "target"],
         ["mq2mqtt.yaml:8", "node", "'a b' is no node name"],
-        ["mq2mqtt.yaml:9", "extra", ("unknown field; there are node, rocketmq, spool, store, admin, host, limits, "
+        ["mq2mqtt.yaml:9", "extra", ("unknown field; there are node, rocketmq, spool, store, offline, admin, host, limits, "
          "stop_deadline, mqtt, rules")],
         ["mq2mqtt.yaml:11", "rocketmq.tls", "must be true or false, not 3"],
     ]  # fmt: skip

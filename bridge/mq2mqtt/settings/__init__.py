@@ -38,6 +38,7 @@ __all__ = [
     "HostSettings",
     "Limits",
     "MqttSettings",
+    "OfflineSettings",
     "RocketMQSettings",
     "Settings",
     "SpoolSettings",
@@ -110,7 +111,22 @@ class StoreSettings(Section):
 
     url: StoreUrl = Field(
         default="sqlite+aiosqlite:///var/mq2mqtt.db",
-        description="SQLAlchemy URL of the database for offline messages. Not used yet.",
+        description="SQLAlchemy URL of the database: `sqlite+aiosqlite:///PATH`, whose directory is made, or "
+        "`postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE` with the extra `mq2mqtt[postgresql]`.",
+    )
+
+
+class OfflineSettings(Section):
+    """What is kept for clients that are away."""
+
+    retention: int = Field(
+        default=259_200, ge=1, le=10 * 365 * 86_400, description="Seconds that a message is kept; 259200 is 3 days."
+    )
+    per_client: int = Field(
+        default=10_000, ge=1, description="Messages kept for one client. Beyond, its oldest go, and are counted."
+    )
+    total: int = Field(
+        default=1_000_000, ge=1, description="Messages kept for all clients. Beyond, the oldest go, and are counted."
     )
 
 
@@ -236,7 +252,11 @@ class Settings(BaseSettings):
         description="The lanes: what devices published and RocketMQ has not got yet, on disk.",
     )
     store: StoreSettings = Field(
-        default_factory=StoreSettings, description="The database. For later parts; nothing uses it yet."
+        default_factory=StoreSettings,
+        description="The database: messages for clients that are away, subscriptions, past connections. docs/store.md.",
+    )
+    offline: OfflineSettings = Field(
+        default_factory=OfflineSettings, description="What is kept for clients that are away: docs/guarantees.md."
     )
     admin: AdminSettings = Field(default_factory=AdminSettings, description="The admin port.")
     host: HostSettings = Field(
