@@ -38,6 +38,7 @@ class BridgeProcess:
             "rules": rules,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self._program = ["-m", "mq2mqtt"]
 
     @property
     def config_file(self) -> Path:
@@ -66,7 +67,16 @@ class BridgeProcess:
             self.process = start_process(self.command_line(), log)
 
     def command_line(self) -> list[str]:
-        return [sys.executable, "-m", "mq2mqtt", "run", "-c", str(self.config_file)]
+        return self._command_line("run")
+
+    def _command_line(self, command: str) -> list[str]:
+        return [sys.executable, *self._program, command, "-c", str(self.config_file)]
+
+    def watch_loop(self) -> Path:
+        """Note from the next start on when the event loop stands still; return where (`tests.watched_loop.pauses`)."""
+        notes = self.directory / "pauses"
+        self._program = ["-P", str(Path(__file__).with_name("watched_loop.py")), str(notes)]
+        return notes
 
     def reload(self, *, text: str | None = None, outcome: str = "applied") -> None:
         """Write the configuration as it is now, or `text`, and return when reading it has had this outcome."""

@@ -1,6 +1,5 @@
 """Mosquitto with the hook, and `mq2mqtt sidecar` beside it: what `BridgeProcess` is for amqtt."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ class MosquittoBridge(BridgeProcess):
             super().launch()
 
     def command_line(self) -> list[str]:
-        return [sys.executable, "-m", "mq2mqtt", "sidecar", "-c", str(self.config_file)]
+        return self._command_line("sidecar")
 
     def reload(self, *, text: str | None = None, outcome: str = "applied") -> None:
         super().reload(text=text, outcome=outcome)

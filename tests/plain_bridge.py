@@ -1,6 +1,5 @@
 """Mosquitto without the hook, and `mq2mqtt sidecar` as a client of it: what `BridgeProcess` is for amqtt."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ class PlainBridge(BridgeProcess):
         super().launch()
 
     def command_line(self) -> list[str]:
-        return [sys.executable, "-m", "mq2mqtt", "sidecar", "-c", str(self.config_file)]
+        return self._command_line("sidecar")
 
     def log(self) -> str:
         return f"{super().log()}\n-- mosquitto --\n{self.broker.log()}"
