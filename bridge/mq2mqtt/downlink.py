@@ -110,7 +110,7 @@ class Downlink:
         elif self._host.is_online(inbound.p2p_target):
             self._host.deliver(inbound.p2p_target, inbound.message, settled, handed=handed)
         else:
-            settled(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+            settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
 
     def _settled(self, subscription: Subscription, message: ReceivedMessage, delivery: Delivery) -> None:
         self._telemetry.settled(delivery)

@@ -84,7 +84,10 @@ _REASONS = {
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
     DropReason.DISCONNECTED: "the device left before it acknowledged",
     DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",
-    DropReason.OFFLINE_NOT_BUILT: "the client is away, and this version keeps nothing for clients that are away",
+    DropReason.NOT_PERSISTENT: "the client is away, and the message is not one to be kept for it: QoS 0, or "
+    "`cleansessionflag=true`; or its session is anonymous",
+    DropReason.OFFLINE_QUOTA: "a kept message made room for a newer one (`offline.per_client`, `offline.total`)",
+    DropReason.NOT_STORABLE: "the database can never hold it; the log says why",
     DropReason.PARKING_FULL: "a parked message made room for a newer one, or the disk had no room for it",
     DropReason.HOST_REFUSED: "downlink: the broker refused to take it; the log says why",
     DropReason.UNREADABLE: "downlink: cannot be decoded: compressed wrongly, properties that are not UTF-8",

@@ -54,6 +54,11 @@ class Trouble(StrEnum):
     GROUP = "group"
     PREDECESSOR = "predecessor"
     HOST = "host"
+    STORE = "store"
+
+
+# Not of RocketMQ's side.
+_LOCAL_TROUBLES = frozenset((Trouble.LANE, Trouble.HOST, Trouble.STORE))
 
 
 class Histogram:
@@ -119,7 +124,7 @@ class RuleTelemetry:
     def begin(self) -> None:
         """The rule is at work from now on; it is down until RocketMQ has answered."""
         # Those of RocketMQ's side are proven anew.
-        others = {source: reason for source, reason in self._troubles.items() if source in (Trouble.LANE, Trouble.HOST)}
+        others = {source: reason for source, reason in self._troubles.items() if source in _LOCAL_TROUBLES}
         self._troubles = {Trouble.LINK: _UNPROVEN} | others
         if self.state is not RuleState.DOWN:
             self.state, self.since = RuleState.DOWN, time.time()

@@ -13,7 +13,7 @@ from amqtt.events import BrokerEvents
 from amqtt.session import Session
 from loguru import logger
 
-from mq2mqtt.host import Delivery, DropReason, Intake, Outcome, Settled
+from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEventType, MqttMessage
 from mq2mqtt_amqtt.announce import listens
 from mq2mqtt_amqtt.connection import Connection
@@ -68,6 +68,16 @@ class AmqttHost:
         """Each receiver is addressed on its own."""
         return True
 
+    @property
+    def sees_clients(self) -> bool:
+        """Every connection is its own."""
+        return True
+
+    @property
+    def sees_acknowledgements(self) -> bool:
+        """Every PUBACK and PUBCOMP comes by."""
+        return True
+
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`: each connection has a bound of its own."""
 
@@ -84,7 +94,13 @@ class AmqttHost:
         await self._lifecycle.close()
 
     def publish(
-        self, message: MqttMessage, settled: Settled, *, shown_topic: str | None = None, handed: Callable[[], None]
+        self,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        shown_topic: str | None = None,
+        handed: Callable[[], None],
+        missed: Missed | None = None,  # noqa: ARG002 - sessions' messages are not kept yet
     ) -> None:
         """See `mq2mqtt.host.MqttHost.publish`."""
         online = self._lifecycle.online
@@ -102,7 +118,7 @@ class AmqttHost:
             return
         fanout = Fanout(settled, handed, receivers=len(receivers) + away)
         for _ in range(away):
-            fanout.done(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT)
+            fanout.done(Outcome.DROPPED, DropReason.NOT_PERSISTENT)
         frames: dict[int, Frame] = {}
         unasked: list[tuple[Connection, Parcel]] = []
         for connection, qos in receivers:
@@ -137,7 +153,7 @@ class AmqttHost:
         """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""
         connection = self._lifecycle.online.get(client_id)
         if connection is None:
-            settled(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+            settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
             return
         fanout = Fanout(settled, handed, receivers=1)
         connection.outbox.send(Parcel(fanout, Frame(message.topic, message.payload, message.qos)))

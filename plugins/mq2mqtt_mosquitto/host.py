@@ -10,7 +10,7 @@ from zlib import crc32
 from loguru import logger
 
 from mq2mqtt.errors import LaneError
-from mq2mqtt.host import Delivery, DropReason, Intake, Outcome, Settled
+from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.settings import Settings
@@ -40,7 +40,7 @@ _DROPS = {"dropped_lane_full": DropReason.LANE_FULL, "dropped_too_large": DropRe
 _DELIVERIES = {
     Result.DELIVERED: Delivery(Outcome.DELIVERED),
     Result.NO_SUBSCRIBER: Delivery(Outcome.NO_SUBSCRIBER),
-    Result.OFFLINE: Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT),
+    Result.OFFLINE: Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT),
     Result.REFUSED: Delivery(Outcome.DROPPED, DropReason.HOST_REFUSED),
 }
 
@@ -54,6 +54,9 @@ class MosquittoHost:
 
     shows_topics = False
     """Mosquitto hands every receiver the topic that the message is published to."""
+    sees_clients = True
+    sees_acknowledgements = False
+    """A device's PUBACK is Mosquitto's."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -100,6 +103,7 @@ class MosquittoHost:
         *,
         shown_topic: str | None = None,  # noqa: ARG002 - see `shows_topics`
         handed: Callable[[], None],
+        missed: Missed | None = None,  # noqa: ARG002 - the broker keeps what its sessions miss
     ) -> None:
         """See `mq2mqtt.host.MqttHost.publish`; `handed` is called once, however many receivers there are."""
         self._hand(OperationCode.PUBLISH, "", message, settled, handed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from loguru import logger
 
-from mq2mqtt.host import DropReason, Intake, Settled
+from mq2mqtt.host import DropReason, Intake, Missed, Settled
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.rules import InboundRule, OutboundRule, RuleSet, StatusRule
 from mq2mqtt.settings import Settings
@@ -52,6 +52,8 @@ class ClientHost:
 
     shows_topics = False
     """A broker shows every receiver the topic that the message is published to."""
+    sees_clients = False
+    sees_acknowledgements = False
     connected_clients = 0
     """Nobody tells."""
 
@@ -112,6 +114,7 @@ class ClientHost:
         *,
         shown_topic: str | None = None,  # noqa: ARG002 - see `shows_topics`
         handed: Callable[[], None],
+        missed: Missed | None = None,  # noqa: ARG002 - the broker keeps what its sessions miss
     ) -> None:
         """See `mq2mqtt.host.MqttHost.publish`; `handed` is called once, however many receivers there are."""
         self._connection(parent_of(message.topic)).outbox.add(Job(message, settled, handed))

@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 _DELIVERED: Final = Delivery(Outcome.DELIVERED)
 _NO_SUBSCRIBER: Final = Delivery(Outcome.NO_SUBSCRIBER)
-_AWAY: Final = Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT)
+_AWAY: Final = Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT)
 
 
 class Outbox:

@@ -283,7 +283,7 @@ async def test_who_is_away_counts_only_with_a_persistent_subscription(fixture: F
     assert await publish(fixture, "t/clean").value() == ("no_subscriber", None, 0)
     if fixture.sees_receivers:
         assert await publish(fixture, "t/qos0").value() == ("no_subscriber", None, 0)
-        assert await publish(fixture, "t/kept").value() == ("dropped", "offline_not_built", 0)
+        assert await publish(fixture, "t/kept").value() == ("dropped", "not_persistent", 0)
     else:
         # Mosquitto has it for a session that it keeps; what it drops of QoS 0 it does not tell.
         assert await publish(fixture, "t/qos0").value() == ("delivered", None, 1)
@@ -310,7 +310,7 @@ async def test_deliver_reaches_who_subscribes_to_its_address(fixture: Fixture, q
 
 
 async def test_deliver_to_nobody(fixture: Fixture) -> None:
-    assert await deliver(fixture, "nobody", "t/p2p/nobody").value() == ("dropped", "offline_not_built", 0)
+    assert await deliver(fixture, "nobody", "t/p2p/nobody").value() == ("dropped", "not_persistent", 0)
 
 
 async def test_order_of_the_calls_is_kept(fixture: Fixture) -> None:

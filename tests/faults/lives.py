@@ -171,7 +171,7 @@ class Lives:
         assert process is not None
         with contextlib.suppress(OSError):  # the bridge may end meanwhile
             away = await asyncio.to_thread(get, total, rule="devices-in", outcome="no_subscriber")
-            self._away[process.pid] = away + await asyncio.to_thread(get, dropped, reason="offline_not_built")
+            self._away[process.pid] = away + await asyncio.to_thread(get, dropped, reason="not_persistent")
 
     async def next_life(self) -> None:
         """The bridge, or a part of it, has just ended."""

@@ -80,7 +80,7 @@ async def test_p2p_between_devices(tmp_path: Path) -> None:
         world.publish("sensors/p2p/target", b"psst", qos=2)
         assert [(m.topic, m.payload, m.qos) for m in target.received] == [("sensors/p2p/target", b"psst", 2)]
         world.publish("sensors/p2p/away", b"lost")
-        assert world.bridge.telemetry.rules["sensors-out"].drops == {"offline_not_built": 1}
+        assert world.bridge.telemetry.rules["sensors-out"].drops == {"not_persistent": 1}
         await until(lambda: world.sent() == [b"psst", b"lost"])
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "DropReason",
     "Intake",
     "LaneWriter",
+    "Missed",
     "MqttHost",
     "Outcome",
     "Settled",
@@ -31,6 +32,7 @@ class Outcome(StrEnum):
 
     DELIVERED = "delivered"
     QUEUED = "queued"
+    EXPIRED = "expired"
     DROPPED = "dropped"
     NO_SUBSCRIBER = "no_subscriber"
 
@@ -41,7 +43,9 @@ class DropReason(StrEnum):
     LANE_FULL = "lane_full"
     LANE_NOT_OPEN = "lane_not_open"
     SLOW_DEVICE = "slow_device"
-    OFFLINE_NOT_BUILT = "offline_not_built"
+    NOT_PERSISTENT = "not_persistent"
+    OFFLINE_QUOTA = "offline_quota"
+    NOT_STORABLE = "not_storable"
     NOT_AUTHORIZED = "not_authorized"
     DISCONNECTED = "disconnected"
     TOO_LARGE = "too_large"
@@ -60,6 +64,13 @@ class Delivery:
 
 Settled = Callable[[Delivery], None]
 """Called exactly once for each message given to `publish` or `deliver`, maybe before the call returns."""
+
+Missed = Callable[[str, int, Settled], None]
+"""`missed(client_id, qos, settled)`: a persistent session did not get a message that it subscribed to; keep it.
+
+`qos` is min(message, subscription), 1 or 2. `settled` is called exactly once, maybe later, with what became of it
+(`queued`, or why not): that is the outcome of this receiver.
+"""
 
 DELIVERY_TIMEOUT = 5.0
 """Seconds after which a receiver that has not acknowledged is settled as `slow_device` (design section 2)."""
@@ -87,6 +98,14 @@ class MqttHost(Protocol):
     def shows_topics(self) -> bool:
         """Whether `publish` can show receivers another topic (`shown_topic`)."""
 
+    @property
+    def sees_clients(self) -> bool:
+        """Whether it knows who is connected. Without that nothing is kept for a client, and no status is told."""
+
+    @property
+    def sees_acknowledgements(self) -> bool:
+        """Whether `delivered` means that the device has acknowledged, not only that the broker took the message."""
+
     async def available(self) -> None:
         """Return when it takes messages: at once, unless it cannot be reached or has too many to deliver already.
 
@@ -100,10 +119,13 @@ class MqttHost(Protocol):
         *,
         shown_topic: str | None = None,
         handed: Callable[[], None],
+        missed: Missed | None = None,
     ) -> None:
         """Fan out to the subscribers of `message.topic`, QoS min(message, subscription), retain 0.
 
-        `shown_topic` (`mqttRealTopic`) changes only the topic that receivers see, never who gets it.
+        `shown_topic` (`mqttRealTopic`) changes only the topic that receivers see, never who gets it. `missed` is
+        called for each persistent session that is away, or left or did not acknowledge, with QoS 1 or 2; a host that
+        keeps messages for sessions itself, or cannot tell, never calls it.
         """
 
     def deliver(
@@ -114,7 +136,10 @@ class MqttHost(Protocol):
         *,
         handed: Callable[[], None],
     ) -> None:
-        """Hand `message` to one client, subscribed or not, with the message's QoS, shown as `message.topic` (P2P)."""
+        """Hand `message` to one client, subscribed or not, with the message's QoS, shown as `message.topic` (P2P).
+
+        For a client that is away the outcome is dropped, `NOT_PERSISTENT`.
+        """
 
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""
@@ -187,8 +212,12 @@ class Intake(Protocol):
         A QoS 0 message for a full lane is dropped and counted.
         """
 
-    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> None:
-        """Hand a P2P message that a device published to its target, privately (spec 6)."""
+    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> Awaitable[None] | None:
+        """Hand a P2P message that a device published to its target, privately (spec 6).
+
+        Returns `None` when PUBACK may go out. Otherwise an awaitable as that of `accept`: one that is to be kept
+        (QoS 1 or 2, the sender's cleanSession=false) waits until it is on disk.
+        """
 
     def on_client_event(self, event: ClientEvent) -> None:
         """Tell that a client came or went."""

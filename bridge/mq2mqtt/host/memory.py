@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mq2mqtt.host import Delivery, DropReason, Intake, Outcome, Settled
+from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEvent, ClientEventType, MqttMessage
 from mq2mqtt.topics import match
 
@@ -34,6 +34,8 @@ class MemoryHost:
         self.intake: Intake | None = None
         self.problem: str | None = None
         self.shows_topics = True
+        self.sees_clients = True
+        self.sees_acknowledgements = True
         self._reachable = asyncio.Event()
         self._reachable.set()
         self._clients: dict[str, MemoryClient] = {}
@@ -95,7 +97,13 @@ class MemoryHost:
         return client_id in self._clients
 
     def publish(
-        self, message: MqttMessage, settled: Settled, *, shown_topic: str | None = None, handed: Callable[[], None]
+        self,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        shown_topic: str | None = None,
+        handed: Callable[[], None],
+        missed: Missed | None = None,
     ) -> None:
         """See `mq2mqtt.host.MqttHost.publish`."""
         outcomes = _Outcomes(settled)
@@ -106,17 +114,22 @@ class MemoryHost:
             if granted is None:
                 continue
             qos = min(message.qos, granted)
+            receiver = outcomes.receiver()
+            if missed is not None and qos and not client.clean_session:
+                receiver = _keeping(client.client_id, qos, receiver, missed)
             if client.client_id in self._clients:
-                self._hand(client, shown_topic or message.topic, message, qos, outcomes.receiver(), handed)
+                self._hand(client, shown_topic or message.topic, message, qos, receiver, handed)
             elif qos:
-                outcomes.receiver()(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+                receiver(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
+            else:
+                receiver(Delivery(Outcome.NO_SUBSCRIBER))
         outcomes.complete()
 
     def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
         """See `mq2mqtt.host.MqttHost.deliver`."""
         client = self._clients.get(client_id)
         if client is None:
-            settled(Delivery(Outcome.DROPPED, DropReason.OFFLINE_NOT_BUILT))
+            settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
         else:
             self._hand(client, message.topic, message, message.qos, settled, handed)
 
@@ -144,6 +157,18 @@ class MemoryHost:
     def _tell(self, client: MemoryClient, kind: ClientEventType) -> None:
         if self.intake is not None:
             self.intake.on_client_event(ClientEvent(kind, client.client_id, client.channel_id, "127.0.0.1:0", 0))
+
+
+def _keeping(client_id: str, qos: int, settled: Settled, missed: Missed) -> Settled:
+    """Return what settles a receiver whose session keeps what it misses."""
+
+    def keep(delivery: Delivery) -> None:
+        if delivery.outcome is Outcome.DROPPED:
+            missed(client_id, qos, settled)
+        else:
+            settled(delivery)
+
+    return keep
 
 
 class _Outcomes:

@@ -75,7 +75,7 @@ async def test_deliver_needs_no_subscription_and_keeps_the_qos(world: World, qos
     (message,) = await device.wait_messages(1)
     assert (message.topic, message.payload, message.qos) == ("into/p2p/dev", b"for you", qos)
     assert await receipt.outcome() == DELIVERED
-    assert world.deliver("nobody", "into/p2p/nobody").deliveries[0].reason == "offline_not_built"
+    assert world.deliver("nobody", "into/p2p/nobody").deliveries[0].reason == "not_persistent"
 
 
 async def test_who_is_away(world: World) -> None:
@@ -89,7 +89,7 @@ async def test_who_is_away(world: World) -> None:
     await device.subscribe(("into/a", 1))
     await device.disconnect()
     await until(lambda: not world.host.is_online("persistent"))
-    assert await world.publish("into/a").outcome() == ("dropped", "offline_not_built")
+    assert await world.publish("into/a").outcome() == ("dropped", "not_persistent")
     assert await world.publish("into/a", qos=0).outcome() == ("no_subscriber", None)
     online = await world.client("online")
     await online.subscribe(("into/#", 1))
