@@ -1,7 +1,6 @@
 """The bridge ends under traffic in both directions, at random by `kill -9`, and in order by SIGTERM."""
 
 import asyncio
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from tests.conftest import SharedRocketMQ
 from tests.faults.lives import Lives
+from tests.faults.random_moments import random_moments
 from tests.faults.report import FaultTable
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
@@ -24,8 +24,6 @@ _KILLS = 20
 _PART_ENDS = 10
 _STOPS = 3
 _STOP_DEADLINE = 10.0
-_SEED = "MQ2MQTT_FAULT_SEED"
-"""Set it to repeat a run's moments."""
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +73,11 @@ def _mosquitto(lives: Lives) -> MosquittoBridge:
     return lives.bridge
 
 
-def _moments(name: str) -> random.Random:
-    seed = os.environ.get(_SEED) or str(random.SystemRandom().randrange(2**32))
-    print(f"{_SEED}={seed}")  # noqa: T201 - shown when the test fails
-    return random.Random(seed + name)  # noqa: S311 - to be repeated, not a secret
-
-
 async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
     both = {durability: await begin(durability) for durability in ("process", "power")}
     await asyncio.gather(
         *(
-            _kill_at_random(lives, _moments(durability), times=_KILLS, end=lives.bridge.kill)
+            _kill_at_random(lives, random_moments(durability), times=_KILLS, end=lives.bridge.kill)
             for durability, lives in both.items()
         )
     )
@@ -97,7 +89,7 @@ async def test_killed_20_times_at_random_moments(begin: Begin, fault_table: Faul
 @pytest.mark.mosquitto
 async def test_one_of_the_two_ends_at_random_moments(begin: Begin, fault_table: FaultTable) -> None:
     mosquitto, sidecar = await begin("process"), await begin("power", "plugin_opt_sync_ms 20")
-    moments = _moments("one of the two")
+    moments = random_moments("one of the two")
     broker = _mosquitto(mosquitto).broker
 
     def end_mosquitto() -> None:
