@@ -88,6 +88,21 @@ class RocketPeer:
         messages = [RocketMessage(topic, body, {**tags, **properties}) for body in bodies]
         self._do(self._send(topic, messages))
 
+    def send_all(self, topic: str, messages: list[RocketMessage]) -> None:
+        """Send messages of different properties as one batch to one queue."""
+        self._do(self._send(topic, messages))
+
+    def stored(self, topic: str) -> int:
+        """Return how many messages RocketMQ has got for `topic` since it was made."""
+        return self._do(self._stored(topic))
+
+    async def _stored(self, topic: str) -> int:
+        client = self._link._client  # noqa: SLF001 - the bridge asks for the queues that it consumes only
+        route, queues = await client.route(topic), await client.queues(topic)
+        masters = {queue.broker: route.master(queue.broker) or "" for queue in queues}
+        ends = (client.max_offset(masters[queue.broker], topic, queue.queue_id) for queue in queues)
+        return sum(await asyncio.gather(*ends))
+
     def send_not_utf8(self, topic: str, *, broker_address: str) -> None:
         """Send to queue 0 a message whose properties are not UTF-8, as a careless client's batch can."""
         properties = b"TAGS\x01MQ2MQTT\x02mqttSecondTopic\x01/\xff\xfe\x02"
