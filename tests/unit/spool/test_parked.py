@@ -5,8 +5,17 @@ import pytest
 
 from mq2mqtt.errors import LaneCorruptError, LaneError, LaneFullError
 from mq2mqtt.spool.frame import Frame, FrameKind, encode
+from mq2mqtt.spool.lane import Durability
 from mq2mqtt.spool.machine import Machine
-from mq2mqtt.spool.parked import ParkedStore, count_parked, list_parked
+from mq2mqtt.spool.parked import (
+    ParkedStore,
+    ask_replay,
+    count_parked,
+    drop,
+    keys_of,
+    list_parked,
+    read_parked,
+)
 from tests.unit.spool.lanes import fill, open_lane
 
 FRAME = Frame(FrameKind.PUBLISH, 1, 5, "dev", "sensors/a", b"\x02\0\0\0\1", b"body")
@@ -176,3 +185,128 @@ def test_a_lane_with_parked_messages_opens(tmp_path: Path) -> None:
     store_in(lane.path).append(FRAME, key="0", reason="why")
     lane.close()
     open_lane(tmp_path).close()
+
+
+ODD_KEYS = ["broker/a-1-5", "../../x", "%2F", "ä\0", "100"]
+
+
+def test_what_is_to_be_replayed_is_told_by_key_and_gone_when_it_has_arrived(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for key in ODD_KEYS:
+        store.append(FRAME, key=key, reason="why")
+    assert keys_of(tmp_path) == sorted(ODD_KEYS)
+    assert store.replays() == []
+    for key in ODD_KEYS[1:]:
+        assert ask_replay(tmp_path, key)
+        # Asking twice is asking once.
+        assert ask_replay(tmp_path, key)
+    assert store.replays() == sorted(ODD_KEYS[1:])
+    assert {message.key: message.replaying for message in list_parked(tmp_path)} == {
+        key: key != ODD_KEYS[0] for key in ODD_KEYS
+    }
+    for key in ODD_KEYS[1:]:
+        message = store.read_replay(key)
+        assert message is not None
+        assert (message.key, message.frame, message.reason) == (key, FRAME, "why")
+        store.replayed(key)
+        store.replayed(key)
+        assert store.read_replay(key) is None
+    assert (store.count, store.replays(), keys_of(tmp_path)) == (1, [], ODD_KEYS[:1])
+
+
+def test_what_cannot_be_replayed_is_parked_again_for_the_new_reason(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.append(FRAME, key="9", reason="first")
+    assert ask_replay(tmp_path, "9")
+    assert store.append(FRAME, key="9", reason="again") == 0
+    (message,) = list_parked(tmp_path)
+    assert (message.reason, message.replaying, store.replays(), store.count) == ("again", False, [], 1)
+
+
+def test_a_full_disk_leaves_parked_what_cannot_be_replayed(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.append(FRAME, key="9", reason="first")
+    assert ask_replay(tmp_path, "9")
+    (tmp_path / "parked/9.replay.tmp").mkdir()
+    assert store.append(FRAME, key="9", reason="again") == 0
+    (message,) = list_parked(tmp_path)
+    assert (message.reason, message.replaying) == ("first", False)
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_store_that_begins_finds_what_is_to_be_replayed(durability: Durability, tmp_path: Path) -> None:
+    ParkedStore(tmp_path, max_bytes=1 << 20).append(FRAME, key="9", reason="first")
+    assert ask_replay(tmp_path, "9")
+    store = ParkedStore(tmp_path, max_bytes=1 << 20, durability=durability)
+    assert (store.count, store.replays()) == (1, ["9"])
+    store.append(FRAME, key="9", reason="again")
+    assert [(message.reason, message.replaying) for message in list_parked(tmp_path)] == [("again", False)]
+
+
+def test_what_waits_for_its_replay_takes_room_and_is_never_dropped_for_another(tmp_path: Path) -> None:
+    store = ParkedStore(tmp_path, max_bytes=1 << 20, max_messages=2)
+    for key in ("0", "1"):
+        store.append(FRAME, key=key, reason="")
+    assert ask_replay(tmp_path, "0")
+    # Far from the last change, whatever the file system's clock ticks like.
+    os.utime(tmp_path / "parked", ns=(1, 1))
+    assert store.append(FRAME, key="2", reason="") == 1
+    assert keys_of(tmp_path) == ["0", "2"]
+    assert ask_replay(tmp_path, "2")
+    os.utime(tmp_path / "parked", ns=(2, 2))
+    assert store.append(FRAME, key="3", reason="") == 0
+    assert keys_of(tmp_path) == ["0", "2", "3"]
+
+
+def test_what_was_taken_away_just_now_was_not_dropped_for_another(tmp_path: Path) -> None:
+    store = ParkedStore(tmp_path, max_bytes=1 << 20, max_messages=1)
+    store.append(FRAME, key="0", reason="")
+    changed = (tmp_path / "parked").stat().st_mtime_ns
+    assert drop(tmp_path, "0")
+    os.utime(tmp_path / "parked", ns=(changed, changed))
+    assert store.append(FRAME, key="1", reason="") == 0
+
+
+def test_the_count_sees_a_change_within_one_tick_of_the_file_systems_clock(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.append(FRAME, key="0", reason="")
+    changed = (tmp_path / "parked").stat().st_mtime_ns
+    assert store.count == 1
+    assert drop(tmp_path, "0")
+    os.utime(tmp_path / "parked", ns=(changed, changed))
+    assert store.count == 0
+
+
+def test_a_damaged_message_is_not_replayed_and_can_be_dropped(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for key in ("0", "1"):
+        store.append(FRAME, key=key, reason="")
+    assert ask_replay(tmp_path, "1")
+    for name in ("0.parked", "1.replay"):
+        os.truncate(tmp_path / "parked" / name, 5)
+    with pytest.raises(LaneCorruptError, match=r"0\.parked: damaged"):
+        ask_replay(tmp_path, "0")
+    # The power went after it was asked for.
+    assert store.read_replay("1") is None
+    assert store.replays() == []
+    for key in ("0", "1"):
+        with pytest.raises(LaneCorruptError, match=rf"{key}\.parked: damaged"):
+            read_parked(tmp_path, key)
+        assert drop(tmp_path, key)
+    assert keys_of(tmp_path) == []
+
+
+@pytest.mark.parametrize("key", ["", "nope", "x" * 5000, "/", "..", "\0"])
+def test_an_unknown_key_is_nothing(key: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert (read_parked(tmp_path, key), ask_replay(tmp_path, key), drop(tmp_path, key)) == (None, False, False)
+        store_in(tmp_path).append(FRAME, key="0", reason="")
+    assert keys_of(tmp_path) == ["0"]
+
+
+def test_dropping_one_that_waits_for_its_replay_cancels_that(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.append(FRAME, key="0", reason="")
+    assert ask_replay(tmp_path, "0")
+    assert drop(tmp_path, "0")
+    assert (store.replays(), store.read_replay("0"), keys_of(tmp_path)) == ([], None, [])
