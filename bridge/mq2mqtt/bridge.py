@@ -13,6 +13,7 @@ from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
+from mq2mqtt.presence import Presence
 from mq2mqtt.running import RunningRules
 from mq2mqtt.settings import Settings, split_address, tls_context
 from mq2mqtt.telemetry import Telemetry
@@ -62,7 +63,9 @@ class Bridge:
         self._instance = Instance(settings.spool.path)
         try:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
-            self._rules = RunningRules(Workplace(settings, host, self._link, writer, subscriber), self.telemetry)
+            self.presence = Presence()
+            place = Workplace(settings, host, self._link, self.presence, writer, subscriber)
+            self._rules = RunningRules(place, self.telemetry)
             self._rules.apply(settings.rule_set)
             self._rules.open()
         except BaseException:

@@ -12,6 +12,7 @@ from mq2mqtt import topics
 from mq2mqtt.errors import FrameTooLargeError, LaneError
 from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome, TopicRoute
 from mq2mqtt.message import ClientEvent, MqttMessage
+from mq2mqtt.presence import Presence
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.settings import Limits
 from mq2mqtt.spool.frame import decode_frames, encode_publish
@@ -165,13 +166,21 @@ def _complete(future: asyncio.Future[None], durable: Awaitable[None] | None) -> 
 class BridgeIntake:
     """Implements `mq2mqtt.host.Intake` over a rule set and its lanes."""
 
-    def __init__(
-        self, *, rules: RuleSet, lanes: Mapping[str, LaneIntake], limits: Limits, host: MqttHost, telemetry: Telemetry
+    def __init__(  # noqa: PLR0913 - the composition root names each
+        self,
+        *,
+        rules: RuleSet,
+        lanes: Mapping[str, LaneIntake],
+        limits: Limits,
+        host: MqttHost,
+        presence: Presence,
+        telemetry: Telemetry,
     ) -> None:
         self._rules = rules
         self._lanes = lanes
         self._limits = limits
         self._host = host
+        self._presence = presence
         self._telemetry = telemetry
         self._routes: dict[str, TopicRoute | None] = {}
 
@@ -254,6 +263,7 @@ class BridgeIntake:
     def on_client_event(self, event: ClientEvent) -> None:
         """See `mq2mqtt.host.Intake.on_client_event`."""
         logger.debug("client {} {} on {} from {}", event.client_id, event.type, event.channel_id, event.client_ip)
+        self._presence.take(event)
 
     def close(self) -> None:
         """Take nothing more into any lane. Idempotent."""

@@ -126,10 +126,19 @@ class ClientEventType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClientEvent:
-    """A client came or went. `channel_id` is one per TCP connection; `time_ms` is milliseconds since 1970."""
+    """A client came or went. `channel_id` is one per TCP connection; `time_ms` is milliseconds since 1970.
+
+    `clean_session` is that of a CONNECT. `reason` says why a connection ended (TCPCLEAN), in the words of spec 8:
+    `clientId conflict`, `no heart`, `closed by client` (without DISCONNECT), `disconnected by client`, `kicked`,
+    `invalid packet`, `broker stopped`, `broker restarted`, `unknown`. `source` is where a host that is read from a
+    file, and may be read again after a crash, had it: an offset that rises.
+    """
 
     type: ClientEventType
     client_id: str
     channel_id: str
     client_ip: str
     time_ms: int
+    clean_session: bool = True
+    reason: str = ""
+    source: int | None = None

@@ -12,8 +12,9 @@ from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.info import read_info
+from mq2mqtt.status_worker import StatusWorker
 from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
-from mq2mqtt.workers import InboundWorker, OutboundWorker, StatusWorker, Worker, Workplace
+from mq2mqtt.workers import InboundWorker, OutboundWorker, Worker, Workplace
 
 __all__ = ["RunningRules"]
 
@@ -42,7 +43,12 @@ class RunningRules:
         self._group: asyncio.TaskGroup | None = None
         self._opened = False
         self.intake = BridgeIntake(
-            rules=self._rules, lanes={}, limits=place.settings.limits, host=place.host, telemetry=telemetry
+            rules=self._rules,
+            lanes={},
+            limits=place.settings.limits,
+            host=place.host,
+            presence=place.presence,
+            telemetry=telemetry,
         )
         spool = place.settings.spool.path
         with map_errors(spool, "read"):

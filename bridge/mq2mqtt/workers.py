@@ -13,14 +13,15 @@ from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
 from mq2mqtt.outlet import Outlet, is_lane
-from mq2mqtt.rules import InboundRule, OutboundRule, Rule, StatusRule
+from mq2mqtt.presence import Presence
+from mq2mqtt.rules import InboundRule, OutboundRule, Rule
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.telemetry import RuleState, RuleTelemetry, Trouble
 
-__all__ = ["InboundWorker", "OutboundWorker", "StatusWorker", "Worker", "Workplace"]
+__all__ = ["InboundWorker", "OutboundWorker", "Worker", "Workplace", "enter_state"]
 
 _RETRY_SECONDS = 1.0
 
@@ -32,6 +33,7 @@ class Workplace:
     settings: Settings
     host: MqttHost
     link: RocketLink
+    presence: Presence
     writer: LaneWriter | None = None
     """Who writes the lanes of outbound rules, if not this process."""
     subscriber: Subscriber | None = None
@@ -91,7 +93,7 @@ class Worker(Protocol):
         """Delete from disk what is of no more use; it `is_done`."""
 
 
-def _enter(telemetry: RuleTelemetry, rule: Rule | None) -> None:
+def enter_state(telemetry: RuleTelemetry, rule: Rule | None) -> None:
     """Bring the rule's state into line with its place in the configuration."""
     if rule is None:
         telemetry.end(RuleState.DRAINING)
@@ -133,7 +135,7 @@ class OutboundWorker(Worker):
         self._gone = rule is None
         self._enabled = rule is not None and rule.enabled
         self._has_no_lane = False
-        _enter(self.telemetry, rule)
+        enter_state(self.telemetry, rule)
         if rule is not None and rule.target != self._target:
             self._target = rule.target
             if self._outlet is not None:
@@ -251,7 +253,7 @@ class InboundWorker(Worker):
         """See `Worker.follow`."""
         assert rule is None or isinstance(rule, InboundRule)  # noqa: S101 - see `fits`
         before, self._rule = self._rule, rule
-        _enter(self.telemetry, rule)
+        enter_state(self.telemetry, rule)
         if self._downlink is not None and (rule is None or before is None or _received(before) != _received(rule)):
             # It says nothing about the rule any more; `_receive` brings it to its end.
             self._downlink = None
@@ -349,52 +351,3 @@ class InboundWorker(Worker):
 def _received(rule: InboundRule) -> tuple[object, ...]:
     """Return what a change of makes a rule leave its consumer group and join one anew."""
     return rule.enabled, rule.source, rule.tags, rule.group, rule.start
-
-
-class StatusWorker(Worker):
-    """A status rule: this version does nothing for it and says so."""
-
-    def __init__(self, telemetry: RuleTelemetry) -> None:
-        self.telemetry = telemetry
-        self._gone = False
-
-    @property
-    def is_done(self) -> bool:
-        """See `Worker.is_done`."""
-        return self._gone
-
-    def fits(self, rule: Rule) -> bool:
-        """See `Worker.fits`."""
-        return isinstance(rule, StatusRule)
-
-    def follow(self, rule: Rule | None) -> None:
-        """See `Worker.follow`."""
-        self._gone = rule is None
-        _enter(self.telemetry, rule)
-        self.telemetry.rule_down(Trouble.LINK, "status rules are not built yet: set `enabled: false`")
-
-    @property
-    def is_open(self) -> bool:
-        """See `Worker.is_open`."""
-        return True
-
-    def open(self) -> None:
-        """See `Worker.open`."""
-
-    async def run(self) -> None:
-        """See `Worker.run`."""
-
-    def finish(self) -> None:
-        """See `Worker.finish`."""
-
-    def watch(self) -> None:
-        """See `Worker.watch`."""
-
-    def refresh_gauges(self) -> None:
-        """See `Worker.refresh_gauges`."""
-
-    def close(self) -> None:
-        """See `Worker.close`."""
-
-    def remove(self) -> None:
-        """See `Worker.remove`."""

@@ -10,6 +10,7 @@ from mq2mqtt.explain import StoredMessage, explain_publish, explain_stored
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.intake import BridgeIntake
 from mq2mqtt.message import MqttMessage
+from mq2mqtt.presence import Presence
 from mq2mqtt.settings import Settings
 from mq2mqtt.telemetry import Telemetry
 
@@ -115,7 +116,9 @@ def test_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_it_agrees_with_what_the_bridge_does(loaded: Settings, topic: str) -> None:
     host, telemetry = MemoryHost(), Telemetry()
-    intake = BridgeIntake(rules=loaded.rule_set, lanes={}, limits=loaded.limits, host=host, telemetry=telemetry)
+    intake = BridgeIntake(
+        rules=loaded.rule_set, lanes={}, limits=loaded.limits, host=host, presence=Presence(), telemetry=telemetry
+    )
     assert (explain_publish(loaded, MqttMessage(topic, b"x")) == 0) == (intake.route(topic) is not None)
 
 

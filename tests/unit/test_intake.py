@@ -9,6 +9,7 @@ from mq2mqtt.errors import LaneError
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.message import MqttMessage
+from mq2mqtt.presence import Presence
 from mq2mqtt.rules import InboundRule, OutboundRule, RuleSet
 from mq2mqtt.settings import Limits
 from mq2mqtt.spool.frame import encode_publish
@@ -199,7 +200,9 @@ async def test_without_a_lane_everything_waits_until_there_is_one(tmp_path: Path
 
 
 def bridge_intake(rules: RuleSet) -> BridgeIntake:
-    return BridgeIntake(rules=rules, lanes={}, limits=Limits(), host=MemoryHost(), telemetry=Telemetry())
+    return BridgeIntake(
+        rules=rules, lanes={}, limits=Limits(), host=MemoryHost(), presence=Presence(), telemetry=Telemetry()
+    )
 
 
 async def test_what_waits_goes_where_the_new_rules_send_it(full: Full, tmp_path: Path) -> None:
@@ -258,7 +261,9 @@ def intake() -> BridgeIntake:
         ]
     )
     limits = Limits(topic_chars=20, payload_bytes=100)
-    return BridgeIntake(rules=rules, lanes={}, limits=limits, host=MemoryHost(), telemetry=Telemetry())
+    return BridgeIntake(
+        rules=rules, lanes={}, limits=limits, host=MemoryHost(), presence=Presence(), telemetry=Telemetry()
+    )
 
 
 @pytest.mark.parametrize(

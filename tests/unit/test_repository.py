@@ -20,7 +20,7 @@ LAYERS = [
     {"link", "host", "store"},
     {"metrics", "telemetry"},
     {"uplink", "downlink", "presence", "offline", "intake", "outlet"},
-    {"workers", "running"},
+    {"workers", "status_worker", "running"},
     {"admin", "instance"},
     {"bridge"},
     {"reload", "checks", "explain", "show"},
