@@ -158,5 +158,5 @@ class Store(Protocol):
     def problem(self) -> str | None:
         """Why nothing can be written at the moment; `None` when the last attempt was good."""
 
-    async def close(self) -> None:
-        """Write what waits, for a few seconds at most, and close; what is not written by then fails. Idempotent."""
+    async def close(self, *, seconds: float = 3.0) -> None:
+        """Write what waits, for `seconds` at most, and close; what is not written by then fails. Idempotent."""

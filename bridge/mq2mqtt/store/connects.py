@@ -1,0 +1,59 @@
+"""The table `connects`: past and present connections."""
+
+from typing import Final
+
+from sqlalchemy import select
+
+from mq2mqtt.store import CONNECTS_PER_CLIENT, Connect
+from mq2mqtt.store.changes import Operation
+from mq2mqtt.store.checks import unstorable
+from mq2mqtt.store.database import Database
+from mq2mqtt.store.tables import connects
+from mq2mqtt.store.writer import Writer
+
+__all__ = ["SqlConnectStore"]
+
+_CONNECTS_KEPT: Final = 1_000_000
+"""Of all clients of a node: ids that never come back would fill the disk."""
+_TRIM_EVERY: Final = 1000
+
+
+class SqlConnectStore:
+    """See `mq2mqtt.store.ConnectStore`."""
+
+    def __init__(self, database: Database, writer: Writer, *, node: str, kept: int = _CONNECTS_KEPT) -> None:
+        self._database = database
+        self._writer = writer
+        self._own = connects.c.node == node
+        self._kept = kept
+        self._until_trim = _TRIM_EVERY
+
+    def began(self, connect: Connect) -> None:
+        """See the protocol."""
+        values = (connect.client_id, connect.channel_id)
+        if unstorable(keys=values, texts=(connect.client_ip, connect.reason)) is None:
+            self._submit(lambda batch: batch.connects.began(connect))
+        self._until_trim -= 1
+        if self._until_trim == 0:
+            self._until_trim = _TRIM_EVERY
+            self._submit(lambda batch: batch.connects.trim(self._kept))
+
+    def ended(self, client_id: str, channel_id: str, *, ended_ms: int, reason: str) -> None:
+        """See the protocol."""
+        if unstorable(keys=(client_id, channel_id), texts=(reason,)) is None:
+            self._submit(lambda batch: batch.connects.ended(client_id, channel_id, ended_ms, reason))
+
+    async def of(self, client_id: str, *, limit: int = CONNECTS_PER_CLIENT) -> list[Connect]:
+        """See the protocol."""
+        statement = (
+            select(*(column for column in connects.c if column.name != "node"))
+            .where(self._own, connects.c.client_id == client_id)
+            .order_by(connects.c.connected_ms.desc())
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            return [Connect(**row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001 - its public name
+
+    def _submit(self, operation: Operation) -> None:
+        # Asked for, so that nobody misses it: a gap in the history is no fault.
+        self._writer.submit(operation).add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -1,0 +1,225 @@
+"""The connections to the database: one that writes, some that read; a foreign error becomes one of ours here."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mq2mqtt.errors import ConfigError, StoreError, UnstorableError
+from mq2mqtt.store.migrations import migrate
+
+__all__ = ["Database"]
+
+_DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
+_READERS: Final = 4
+_BUSY_SECONDS: Final = 2.0
+"""How long SQLite waits for another process that writes, before it says that the database is locked."""
+_CONNECT_SECONDS: Final = 10
+_COMMAND_SECONDS: Final = 30
+# A server that has gone without a word would keep the lock of a bridge that is gone too.
+_KEEP_ALIVE: Final = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+# Classes of SQLSTATE: data exception, integrity constraint violation.
+_UNSTORABLE: Final = ("22", "23")
+
+
+class Database:
+    """A database whose tables are there. `dialect` is `sqlite` or `postgresql`, `node` whose rows these are."""
+
+    def __init__(self, url: str, *, node: str, power: bool) -> None:
+        """Read `url`; connects to nothing.
+
+        Raises:
+            ConfigError: it is no URL of a database that can be used.
+        """
+        self._url = _parsed(url)
+        self._node = node
+        self._power = power
+        self._lock: int | None = None
+        self.dialect = self._url.get_backend_name()
+        try:
+            self._writer = self._engine(pool_size=1)
+            self._reader = self._engine(pool_size=_READERS, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"store.url: {error.name} is not installed: pip install 'mq2mqtt[postgresql]'") from error
+        event.listen(self._writer.sync_engine, "connect", self._prepare_writer)
+        event.listen(self._reader.sync_engine, "connect", self._prepare_reader)
+        if self.dialect == "sqlite":
+            event.listen(self._writer.sync_engine, "begin", _begin_to_write)
+
+    def _engine(self, **options: Any) -> AsyncEngine:  # noqa: ANN401 - as `create_async_engine`
+        if self.dialect == "sqlite":
+            # The module would begin transactions by itself, and only before some statements.
+            arguments: dict[str, object] = {"isolation_level": None, "timeout": _BUSY_SECONDS}
+        else:
+            arguments = {
+                "timeout": _CONNECT_SECONDS,
+                "command_timeout": _COMMAND_SECONDS,
+                "server_settings": {"application_name": f"mq2mqtt {self._node}", **_KEEP_ALIVE},
+            }
+        return create_async_engine(
+            self._url,
+            connect_args=arguments,
+            max_overflow=0,
+            # A connection that a restart of the server has ended is found before it is used.
+            pool_pre_ping=self.dialect == "postgresql",
+            hide_parameters=True,
+            **options,
+        )
+
+    async def open(self) -> None:
+        """Make the database ready: its directory, its tables.
+
+        Raises:
+            ConfigError: somebody has to change something first.
+            StoreError: it is away, or does not let us.
+        """
+        try:
+            if self.dialect == "sqlite":
+                self._lock = _own_file(Path(str(self._url.database)), self._node)
+            while await self._migrate():
+                pass
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _migrate(self) -> bool:
+        try:
+            async with self._writer.begin() as connection:
+                return await connection.run_sync(migrate)
+        except (SQLAlchemyError, OSError) as error:
+            place = self._url.render_as_string(hide_password=True)
+            raise StoreError(f"store.url: {place}: {_words(error)}") from error
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Give the connection that writes; what is done with it is committed at the end.
+
+        Raises:
+            UnstorableError: the database can never hold one of the values.
+            StoreError: it did not do it.
+        """
+        with _translating():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection that reads.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        with _translating():
+            async with self._reader.connect() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        """End all connections. Idempotent."""
+        await self._writer.dispose()
+        await self._reader.dispose()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _prepare_writer(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapted one
+        if self.dialect == "sqlite":
+            _run(connection, "PRAGMA journal_mode=WAL")
+            _run(connection, f"PRAGMA synchronous={'FULL' if self._power else 'NORMAL'}")
+            # Or the log keeps the size that it once had.
+            _run(connection, "PRAGMA journal_size_limit=67108864")
+            return
+        # Ends with the connection: whoever writes holds it.
+        if not _run(connection, f"SELECT pg_try_advisory_lock({_lock_number(self._node)})"):
+            connection.terminate()
+            raise StoreError(f"store.url: {_taken(self._node)}")
+        connection.commit()
+
+    def _prepare_reader(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
+        if self.dialect == "sqlite":
+            _run(connection, "PRAGMA query_only=ON")
+
+
+def _parsed(url: str) -> URL:
+    # The text is never shown: it may hold a password.
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError("store.url: is no database URL") from None
+    if parsed.drivername not in _DRIVERS:
+        raise ConfigError(f"store.url: {parsed.drivername} is not supported: use {' or '.join(_DRIVERS)}")
+    if parsed.drivername == "sqlite+aiosqlite" and parsed.database in {None, "", ":memory:"}:
+        raise ConfigError("store.url: names no file, as sqlite+aiosqlite:///var/mq2mqtt.db does")
+    return parsed
+
+
+def _own_file(path: Path, node: str) -> int:
+    """Make the database's directory, and see to it that no other bridge has the rows of `node`."""
+    lock = path.with_name(f"{path.name}.{node}.lock")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # What devices are told is nobody else's business; SQLite's other files take their mode from this one.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"store.url: cannot use {error.filename}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(f"store.url: {_taken(node)}") from error
+    return descriptor
+
+
+def _taken(node: str) -> str:
+    return (
+        f"another bridge uses node {node} in this database: stop it, or give this one a node or a database of its own"
+    )
+
+
+def _lock_number(node: str) -> int:
+    digest = hashlib.blake2b(f"mq2mqtt {node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, signed=True)
+
+
+def _run(connection: Any, statement: str) -> Any:  # noqa: ANN401 - SQLAlchemy's adapted ones
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    row = cursor.fetchone() if cursor.description else None
+    cursor.close()
+    return row and row[0]
+
+
+def _begin_to_write(connection: Any) -> None:  # noqa: ANN401 - sqlalchemy.Connection, which knows no types here
+    # Another process that writes is waited for here; in the middle of a transaction SQLite would not wait.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        kind = UnstorableError if _is_unstorable(error) else StoreError
+        raise kind(_words(error)) from error
+
+
+def _is_unstorable(error: BaseException) -> bool:
+    if isinstance(error, IntegrityError | DataError):
+        return True
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return state[:2] in _UNSTORABLE
+
+
+def _words(error: BaseException) -> str:
+    """Return what went wrong in one line, without the statement and its values."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return text.partition("\n")[0] or type(error).__name__
