@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from amqtt.adapters import ReaderAdapter, WriterAdapter
 from amqtt.errors import AMQTTError, MQTTError, NoDataError
@@ -37,13 +36,14 @@ from mq2mqtt_amqtt.announce import AnnouncingWire, announce, application_message
 from mq2mqtt_amqtt.outbox import Outbox
 from mq2mqtt_amqtt.packets import PINGRESP, MalformedPacketError, Publish, packet_id, parse_publish
 from mq2mqtt_amqtt.publishes import Publishes
+from mq2mqtt_amqtt.roles import Host, Reason, Will
 from mq2mqtt_amqtt.turnstile import Turnstile
 from mq2mqtt_amqtt.wire import BUFFER_HIGH, ByteReader, Wire, open_reader, open_wire
 
 if TYPE_CHECKING:
     from amqtt.plugins.manager import PluginManager
 
-__all__ = ["Connection", "Host", "Will"]
+__all__ = ["Connection"]
 
 _CONTINUE = 0x80
 _MAX_LENGTH_SHIFT = 21  # section 2.2.3: at most four bytes of remaining length
@@ -55,48 +55,12 @@ _HELD_POLL_SECONDS = 1.0
 _UNRELEASED = "mq2mqtt.unreleased"
 
 
-@dataclass(frozen=True, slots=True)
-class Will:
-    """The will of one CONNECT. amqtt keeps it in the session, where the next connection's CONNECT replaces it."""
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-
-
-class Host(Protocol):
-    """What a connection needs of the adapter."""
-
-    @property
-    def intake(self) -> Intake | None:
-        """See `Routing.intake`."""
-
-    @property
-    def restricted(self) -> bool:
-        """See `Routing.restricted`."""
-
-    async def may_publish(self, session: Session, topic: str) -> bool:
-        """Ask the plugins that filter topics."""
-
-    def wanted(self, publish: Publish) -> bool:
-        """Whether anything in the broker wants to see `publish`: a subscriber, a plugin, the retained messages."""
-
-    def online(self, connection: "Connection") -> None:
-        """CONNACK has been sent."""
-
-    def offline(self, connection: "Connection") -> None:
-        """The connection is ending: nothing more can be delivered to it."""
-
-    async def finish(self, connection: "Connection") -> None:
-        """Publish the will, update session and presence; called once."""
-
-
 class Connection(BrokerProtocolHandler):
     """See the module docstring.
 
     `channel_id` names the TCP connection in events; address, `clean_session`, `keep_alive` (seconds of silence after
     which it is closed, 0 for never) and `will` are those of its own CONNECT. `serving`: its subscriptions are taken.
+    `reason` is why it ended.
     """
 
     host: Host
@@ -120,7 +84,7 @@ class Connection(BrokerProtocolHandler):
         self.accepted = False
         self.serving = False
         self.ended = False
-        self.graceful = False
+        self.reason = Reason.UNKNOWN
         self._bytes: ByteReader | None = None
         self._finishing: asyncio.Task[None] | None = None
         self._end: asyncio.Future[DisconnectPacket | None] = self._loop.create_future()
@@ -178,20 +142,25 @@ class Connection(BrokerProtocolHandler):
         await self._routed.wait()
         return result
 
-    async def stop(self) -> None:
+    @property
+    def graceful(self) -> bool:
+        """Whether it ended with a DISCONNECT: then its will is not published."""
+        return self.reason is Reason.DISCONNECTED
+
+    async def stop(self, reason: Reason = Reason.UNKNOWN) -> None:
         """End the connection, and return when its socket is closed and all is told."""
-        self.end()
+        self.end(reason)
         if self._finishing is not None and self._finishing is not asyncio.current_task():
             await asyncio.shield(self._finishing)
 
     # The end.
 
-    def end(self, packet: DisconnectPacket | None = None) -> None:
-        """Begin to end the connection; without a DISCONNECT `packet` its will is published. Idempotent."""
+    def end(self, reason: Reason, packet: DisconnectPacket | None = None) -> None:
+        """Begin to end the connection, maybe for a DISCONNECT `packet`. Idempotent: the first reason stays."""
         if self.ended:
             return
         self.ended = True
-        self.graceful = packet is not None
+        self.reason = reason
         self.host.offline(self)
         self._finishing = asyncio.create_task(self._finish(packet), name=f"mq2mqtt.finish[{self.client_id}]")
 
@@ -217,23 +186,31 @@ class Connection(BrokerProtocolHandler):
 
     async def handle_disconnect(self, disconnect: DisconnectPacket | None) -> None:
         """MQTT DISCONNECT came; amqtt also calls it with `None` for a lost connection."""
-        self.end(disconnect)
+        self.end(Reason.UNKNOWN if disconnect is None else Reason.DISCONNECTED, disconnect)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, problem: str, reason: Reason = Reason.UNKNOWN) -> None:
         """Close the connection for something that the device, or a plugin, did wrong."""
-        logger.info("client {} at {}: connection closed: {}", self.client_id, self.client_ip, reason)
-        self.end()
+        logger.info("client {} at {}: connection closed: {}", self.client_id, self.client_ip, problem)
+        self.end(reason)
 
     def event(self, kind: ClientEventType) -> ClientEvent:
         """Return an event of this connection, never dated before its last one."""
         self._last_event_ms = max(time.time_ns() // 1_000_000, self._last_event_ms)
-        return ClientEvent(kind, self.client_id, self.channel_id, self.client_ip, self._last_event_ms)
+        return ClientEvent(
+            kind,
+            self.client_id,
+            self.channel_id,
+            self.client_ip,
+            self._last_event_ms,
+            self.clean_session,
+            self.reason.value if kind is ClientEventType.TCPCLEAN else "",
+        )
 
     def _check_alive(self) -> None:
         # MQTT-3.1.2-24. While we do not read, it is not the device that is silent.
         silent = 0.0 if self._held else self._loop.time() - self._heard_at
         if silent >= self.keep_alive:
-            self.fail("[MQTT-3.1.2-24] nothing heard for one and a half times its keep-alive")
+            self.fail("[MQTT-3.1.2-24] nothing heard for one and a half times its keep-alive", Reason.SILENT)
         else:
             self._alive_timer = self._loop.call_later(self.keep_alive - silent, self._check_alive)
 
@@ -243,13 +220,13 @@ class Connection(BrokerProtocolHandler):
         try:
             await self._read_packets()
         except (EOFError, OSError):
-            pass
+            self.end(Reason.CLOSED)
         except (MalformedPacketError, MQTTError, AMQTTError, NoDataError) as error:
-            self.fail(str(error) or "malformed packet")
+            self.fail(str(error) or "malformed packet", Reason.INVALID_PACKET)
         except Exception:  # noqa: BLE001 - a task's top edge: one connection must not harm the others
             logger.exception("client {}: unexpected error, closing its connection", self.client_id)
         finally:
-            self.end()
+            self.end(Reason.UNKNOWN)
 
     async def _read_packets(self) -> None:
         assert self._bytes is not None  # noqa: S101 - `attach` came first

@@ -19,8 +19,9 @@ from loguru import logger
 
 from mq2mqtt.host import Intake
 from mq2mqtt.message import ClientEventType
-from mq2mqtt_amqtt.connection import Connection, Host, Will
+from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.patch import replace
+from mq2mqtt_amqtt.roles import Host, Reason, Will
 from mq2mqtt_amqtt.wills import Wills
 
 __all__ = ["CONNECT_SECONDS", "Lifecycle"]
@@ -61,7 +62,7 @@ class Lifecycle:
         for writer in tuple(self._opening):
             await _close(writer)
         for connection in list(self._connections.values()):
-            connection.end()
+            connection.end(Reason.BROKER_STOPPED)
         # Shielded tasks within: one that hangs is bounded by its own timeouts.
         await asyncio.gather(*(connection.stop() for connection in list(self._connections.values())))
         self._wills.close()
@@ -69,7 +70,7 @@ class Lifecycle:
     async def kick(self, client_id: str) -> None:
         """Close the client's connection, if it has one; its will is published."""
         if (connection := self._connections.get(client_id)) is not None:
-            await connection.stop()
+            await connection.stop(Reason.KICKED)
 
     # In place of the broker's methods.
 
@@ -90,7 +91,7 @@ class Lifecycle:
                 await self._refuse(connection, writer)
             while (predecessor := self._connections.get(connection.client_id)) is not None:
                 logger.info("client {} connects again: closing {}", connection.client_id, predecessor.client_ip)
-                await predecessor.stop()
+                await predecessor.stop(Reason.TAKEN_OVER)
             self._check_open()
             session = await self._adopt(session)
         except (AMQTTError, MQTTError):

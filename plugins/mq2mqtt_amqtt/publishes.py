@@ -58,7 +58,7 @@ class Routing(Protocol):
     def backlog(self) -> int:
         """How many publishes of this connection wait in amqtt's routing."""
 
-    def fail(self, reason: str) -> None:
+    def fail(self, problem: str) -> None:
         """Close the connection: the device must send again what is not acknowledged."""
 
 

@@ -13,7 +13,8 @@ from loguru import logger
 from mq2mqtt import topics
 from mq2mqtt.host import TopicRoute
 from mq2mqtt.message import MqttMessage
-from mq2mqtt_amqtt.connection import Connection, Host, Will
+from mq2mqtt_amqtt.connection import Connection
+from mq2mqtt_amqtt.roles import Host, Will
 
 __all__ = ["Wills"]
 
