@@ -70,7 +70,7 @@ static size_t add_problems(struct hook *hook, struct buffer *text, const struct 
 {
 	struct exports *exports = &hook->exports;
 	size_t count = 0;
-	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+	for (size_t i = 0; i < exports_count(exports); i++) {
 		struct export *export = exports->by_parent[i];
 		if (export)
 			count += add_problem(text, manner, export->rule, exports_problem(exports, export));

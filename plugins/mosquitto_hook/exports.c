@@ -12,13 +12,41 @@
 #define RETRY_US 5000000u
 #define FILES_PER_LANE 3u
 
+static size_t lanes_of(const struct table *table)
+{
+	return table ? table->count + 1 : 0;
+}
+
+/* Name of the directory of a lane; NULL for none. P2P under no parent at all is nobody's. */
+static const char *lane_name(const struct table *table, size_t i)
+{
+	if (i < table->count)
+		return table->parents[i].rule;
+	return table->count > 0 ? P2P_LANE : NULL;
+}
+
+size_t exports_count(const struct exports *exports)
+{
+	return lanes_of(exports->table);
+}
+
+struct export *exports_p2p(const struct exports *exports)
+{
+	return exports->by_parent[exports->table->count];
+}
+
+void exports_away(struct exports *exports, size_t parent)
+{
+	exports->table->parents[parent].not_persistent++;
+}
+
 /* Whether Mosquitto keeps a quarter of its descriptors for clients: without one nobody can connect, the sidecar with a
  * smaller table neither. */
 static bool leaves_room(const struct exports *exports)
 {
 	struct rlimit files;
 	size_t lanes = 1;
-	for (size_t i = 0; i < exports->table->count; i++)
+	for (size_t i = 0; i < exports_count(exports); i++)
 		lanes += exports->by_parent[i] && exports->by_parent[i]->lane;
 	return getrlimit(RLIMIT_NOFILE, &files) != 0 || lanes * FILES_PER_LANE <= files.rlim_cur - files.rlim_cur / 4;
 }
@@ -60,7 +88,7 @@ static struct export *make_export(const char *rule)
 /* Takes the export of `rule` out of the old ones. */
 static struct export *take(struct exports *exports, const char *rule)
 {
-	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+	for (size_t i = 0; i < exports_count(exports); i++) {
 		struct export *export = exports->by_parent[i];
 		if (export && strcmp(export->rule, rule) == 0) {
 			exports->by_parent[i] = NULL;
@@ -88,12 +116,21 @@ static void say_what_is_exported(const struct exports *exports)
 	buffer_free(&text);
 }
 
+static void keep_counting(const struct exports *exports, struct table *table)
+{
+	for (size_t i = 0; exports->table && i < table->count; i++) {
+		const struct table_parent *before = table_parent(exports->table, table->parents[i].name);
+		table->parents[i].not_persistent = before ? before->not_persistent : 0;
+	}
+}
+
 bool exports_apply(struct exports *exports, struct table *table)
 {
-	struct exports next = {exports->spool, exports->syncer, table, calloc(table->count ? table->count : 1, sizeof *next.by_parent)};
+	size_t count = lanes_of(table);
+	struct exports next = {exports->spool, exports->syncer, table, calloc(count, sizeof *next.by_parent)};
 	/* First what may fail, so that a failure changes nothing. */
-	for (size_t i = 0; next.by_parent && i < table->count; i++)
-		if (table->parents[i].rule && !(next.by_parent[i] = make_export(table->parents[i].rule))) {
+	for (size_t i = 0; next.by_parent && i < count; i++)
+		if (lane_name(table, i) && !(next.by_parent[i] = make_export(lane_name(table, i)))) {
 			exports_free(&next);
 			return false;
 		}
@@ -101,8 +138,9 @@ bool exports_apply(struct exports *exports, struct table *table)
 		table_free(table);
 		return false;
 	}
-	for (size_t i = 0; i < table->count; i++) {
-		struct export *old = next.by_parent[i] ? take(exports, table->parents[i].rule) : NULL;
+	keep_counting(exports, table);
+	for (size_t i = 0; i < count; i++) {
+		struct export *old = next.by_parent[i] ? take(exports, lane_name(table, i)) : NULL;
 		if (old) {
 			free_export(next.by_parent[i]);
 			next.by_parent[i] = old;
@@ -116,7 +154,7 @@ bool exports_apply(struct exports *exports, struct table *table)
 	exports_free(exports);
 	*exports = next;
 	say_what_is_exported(exports);
-	for (size_t i = 0; i < table->count; i++)
+	for (size_t i = 0; i < count; i++)
 		if (exports->by_parent[i] && !exports->by_parent[i]->lane)
 			open_lane(exports, exports->by_parent[i]);
 	return true;
@@ -126,10 +164,10 @@ bool exports_apply(struct exports *exports, struct table *table)
 static enum export_result refuse(struct export *export, const char *problem, bool drop)
 {
 	if (!export->refusing)
-		log_error("rule %s takes no messages: %s", export->rule, problem);
+		log_error("lane %s takes no messages: %s", export->rule, problem);
 	export->refusing = true;
 	*(drop ? &export->dropped_lane_full : &export->refused) += 1;
-	return drop ? EXPORT_TAKEN : EXPORT_REFUSED;
+	return drop ? EXPORT_LEFT : EXPORT_REFUSED;
 }
 
 /* Opens a lane that could not be opened, if it is time to look again. */
@@ -152,7 +190,7 @@ enum export_result exports_append(struct exports *exports, struct export *export
 	case LANE_TOO_LARGE:
 		/* The sender would repeat it for ever. */
 		export->dropped_too_large++;
-		return EXPORT_TAKEN;
+		return EXPORT_LEFT;
 	case LANE_REMOVED:
 		snprintf(export->problem, sizeof export->problem, "%s", lane_problem(export->lane));
 		lane_close(export->lane);
@@ -165,14 +203,14 @@ enum export_result exports_append(struct exports *exports, struct export *export
 	if (frame->flags & FRAME_WILL)
 		export->wills++;
 	if (export->refusing)
-		log_notice("rule %s takes messages again", export->rule);
+		log_notice("lane %s takes messages again", export->rule);
 	export->refusing = false;
-	return EXPORT_TAKEN;
+	return EXPORT_WRITTEN;
 }
 
 void exports_retry(struct exports *exports)
 {
-	for (size_t i = 0; exports->table && i < exports->table->count; i++)
+	for (size_t i = 0; i < exports_count(exports); i++)
 		if (exports->by_parent[i] && !exports->by_parent[i]->lane)
 			open_lane(exports, exports->by_parent[i]);
 }
@@ -186,7 +224,10 @@ const char *exports_problem(struct exports *exports, struct export *export)
 size_t exports_counters(const struct exports *exports, struct buffer *text)
 {
 	size_t lines = 0;
-	for (size_t i = 0; exports->table && i < exports->table->count; i++) {
+	for (size_t i = 0; exports->table && i < exports->table->count; i++, lines++)
+		buffer_print(text, "dropped_not_persistent\t%s\t%" PRIu64 "\n", exports->table->parents[i].name,
+			exports->table->parents[i].not_persistent);
+	for (size_t i = 0; i < exports_count(exports); i++) {
 		const struct export *export = exports->by_parent[i];
 		if (!export)
 			continue;
@@ -203,7 +244,7 @@ size_t exports_counters(const struct exports *exports, struct buffer *text)
 
 void exports_free(struct exports *exports)
 {
-	for (size_t i = 0; exports->table && exports->by_parent && i < exports->table->count; i++)
+	for (size_t i = 0; exports->by_parent && i < exports_count(exports); i++)
 		free_export(exports->by_parent[i]);
 	free(exports->by_parent);
 	table_free(exports->table);

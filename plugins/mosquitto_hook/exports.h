@@ -1,10 +1,13 @@
-/* The lanes that the lane table names: what is exported goes into them. */
+/* The lanes that the lane table names: what is exported goes into them. And one beside them for P2P messages that are
+ * kept for a client that is away. */
 #ifndef MQ2MQTT_EXPORTS_H
 #define MQ2MQTT_EXPORTS_H
 
 #include "buffer.h"
 #include "lane.h"
 #include "table.h"
+
+#define P2P_LANE ".p2p"
 
 struct export {
 	char *rule;
@@ -19,7 +22,7 @@ struct exports {
 	const char *spool;
 	struct syncer *syncer;   /* NULL: a message of durability `power` is on the disk when it is acknowledged */
 	struct table *table;     /* NULL: nothing is exported */
-	struct export **by_parent; /* of each of the table's parents; NULL where there is no lane */
+	struct export **by_parent; /* of each of the table's parents, then that of P2P_LANE; NULL where there is no lane */
 };
 
 /* Goes by `table` from now on, which it takes over. Lanes that are in it before and after stay open, and their counters
@@ -28,11 +31,21 @@ bool exports_apply(struct exports *exports, struct table *table);
 
 /* What became of a message. */
 enum export_result {
-	EXPORT_TAKEN,   /* written, or dropped and counted: the broker goes on with it */
+	EXPORT_WRITTEN,
+	EXPORT_LEFT,    /* not written, and counted: the broker goes on with it */
 	EXPORT_REFUSED, /* there is no space: it must not be acknowledged */
 };
 
 enum export_result exports_append(struct exports *exports, struct export *export, const struct frame *frame);
+
+/* The lane for P2P messages that are kept. There is a table, with a parent. */
+struct export *exports_p2p(const struct exports *exports);
+
+/* Counts a P2P message that is not kept, and whose client is away. */
+void exports_away(struct exports *exports, size_t parent);
+
+/* How many there are to look at, `by_parent[0]` and on. */
+size_t exports_count(const struct exports *exports);
 
 /* Tries again to open lanes that could not be opened. */
 void exports_retry(struct exports *exports);

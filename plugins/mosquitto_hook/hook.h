@@ -11,7 +11,7 @@
 #include "results.h"
 
 #define HOOK_VERSION_MAJOR 0
-#define HOOK_VERSION_MINOR 1
+#define HOOK_VERSION_MINOR 2
 
 /* A publish that was permitted and has not come to the MESSAGE event: if Mosquitto routes it all the same, it is the
  * will of a client that has died. */

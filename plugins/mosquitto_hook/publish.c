@@ -14,18 +14,42 @@ static bool find(const struct hook *hook, const char *topic, struct table_route 
 static enum export_result export(struct hook *hook, const struct table_route *route, const struct frame *frame)
 {
 	struct export *to = hook->exports.by_parent[route->parent];
-	return to ? exports_append(&hook->exports, to, frame) : EXPORT_TAKEN;
+	return to ? exports_append(&hook->exports, to, frame) : EXPORT_LEFT;
 }
 
-/* Hands a P2P message to its client, subscribed or not; Mosquitto keeps it for one with a session that is away. */
-static void deliver(const struct table_route *route, const struct frame *frame)
+/* Whether a P2P message is kept for a client that is away: its sender says so by its session. */
+static bool is_kept(const struct frame *frame)
+{
+	return (frame->flags & FRAME_QOS) > 0 && !(frame->flags & FRAME_CLEAN_SESSION);
+}
+
+/* Hands a P2P message to its client, subscribed or not, if it is there. */
+static void deliver(struct hook *hook, const struct table_route *route, const struct frame *frame)
 {
 	char *id = strndup(route->p2p.data, route->p2p.size);
 	mosquitto_property *properties = NULL;
-	if (!id || !broker_make_properties(frame->properties, &properties)
+	if (id && !clients_online(&hook->clients, id))
+		exports_away(&hook->exports, route->parent);
+	else if (!id || !broker_make_properties(frame->properties, &properties)
 		|| !broker_send(id, frame->topic.data, frame->payload, frame->flags & FRAME_QOS, properties))
 		log_warning("out of memory: a P2P message is lost");
 	free(id);
+}
+
+/* Takes a publish or a will into the lanes and hands it over if it is P2P. One that is kept is the sidecar's to hand over:
+ * in its lane it outlives this broker. */
+static enum export_result take(struct hook *hook, const struct table_route *route, const struct frame *frame)
+{
+	/* The rule's lane first: it is the one that may be full for hours, with senders that try again and again. */
+	if (export(hook, route, frame) == EXPORT_REFUSED)
+		return EXPORT_REFUSED;
+	if (route->p2p.size == 0)
+		return EXPORT_WRITTEN;
+	enum export_result kept = is_kept(frame) ? exports_append(&hook->exports, exports_p2p(&hook->exports), frame)
+		: EXPORT_LEFT;
+	if (kept == EXPORT_LEFT)
+		deliver(hook, route, frame);
+	return kept;
 }
 
 int publish_arrived(struct hook *hook, struct mosquitto_evt_message *message)
@@ -50,10 +74,8 @@ int publish_arrived(struct hook *hook, struct mosquitto_evt_message *message)
 		buffer_bytes(&hook->properties), {message->payload, message->payloadlen}};
 	/* NOMEM: not acknowledged, the connection is closed, and the client sends it again. After ACL_DENIED one of MQTT
 	 * 3.1.1 would get its acknowledgement. */
-	if (hook->properties.failed || export(hook, &route, &frame) == EXPORT_REFUSED)
+	if (hook->properties.failed || take(hook, &route, &frame) == EXPORT_REFUSED)
 		return MOSQ_ERR_NOMEM;
-	if (route.p2p.size > 0)
-		deliver(&route, &frame);
 	return MOSQ_ERR_SUCCESS;
 }
 
@@ -104,9 +126,7 @@ void publish_shown_to_sidecar(struct hook *hook, const struct mosquitto_evt_acl_
 	struct frame frame = {FRAME_PUBLISH, (uint8_t)(check->qos | FRAME_WILL | (retain ? FRAME_RETAIN : 0)
 		| (will->clean_session ? FRAME_CLEAN_SESSION : 0)), machine_now_us(), buffer_bytes(&will->client_id),
 		bytes_of(check->topic), {NULL, 0}, {check->payload, check->payloadlen}};
-	export(hook, &route, &frame);
-	if (route.p2p.size > 0)
-		deliver(&route, &frame);
+	take(hook, &route, &frame);
 }
 
 bool publish_is_private(const struct hook *hook, const char *topic, struct bytes *client_id)

@@ -68,7 +68,7 @@ static struct table_parent *parent_named(struct table *table, struct bytes name)
 	char *copy = strndup(name.data, name.size);
 	if (!copy)
 		return NULL;
-	table->parents[table->count++] = (struct table_parent){copy, NULL};
+	table->parents[table->count++] = (struct table_parent){copy, NULL, 0};
 	table->slots[slot] = table->count;
 	return &table->parents[table->count - 1];
 }
@@ -189,6 +189,12 @@ struct table *table_parse(struct bytes text, char problem[TABLE_PROBLEM_BYTES])
 	}
 	table->crc = crc32_of(0, text.data, text.size);
 	return table;
+}
+
+struct table_parent *table_parent(const struct table *table, const char *name)
+{
+	size_t found = table->slots[slot_of(table, bytes_of(name))];
+	return found ? &table->parents[found - 1] : NULL;
 }
 
 bool table_find(const struct table *table, const char *topic, struct table_route *route)

@@ -12,6 +12,7 @@
 struct table_parent {
 	char *name; /* first level of topics */
 	char *rule; /* whose lane takes what is published under it; NULL for none */
+	uint64_t not_persistent; /* P2P messages under it that found their client away and are not kept */
 };
 
 struct table {
@@ -33,6 +34,9 @@ struct table_route {
 
 /* NULL with the reason in `problem`. */
 struct table *table_parse(struct bytes text, char problem[TABLE_PROBLEM_BYTES]);
+
+/* NULL where there is none of this name. */
+struct table_parent *table_parent(const struct table *table, const char *name);
 
 /* False where no rule is concerned. */
 bool table_find(const struct table *table, const char *topic, struct table_route *route);

@@ -9,8 +9,8 @@ from mq2mqtt_mosquitto.control import Welcome
 
 __all__ = ["login_of", "objection"]
 
-HOOK_MAJOR: Final = 0
-"""The hook's major version that this sidecar works with."""
+_HOOK: Final = (0, 2)
+"""The first version of the hook that does all that this sidecar needs; from then on its minor version may rise."""
 
 _USERNAME = "mq2mqtt"
 
@@ -34,9 +34,9 @@ def login_of(settings: Settings) -> Login:
 
 def objection(welcome: Welcome, spool: Path) -> str | None:
     """Return why a sidecar with this spool cannot work with the hook."""
-    if welcome.version[0] != HOOK_MAJOR:
-        found = ".".join(map(str, welcome.version))
-        return f"the hook is of version {found}, this sidecar needs {HOOK_MAJOR}.x"
+    if welcome.version[0] != _HOOK[0] or welcome.version < _HOOK:
+        found, needed = (".".join(map(str, version)) for version in (welcome.version, _HOOK))
+        return f"the hook is of version {found}, this sidecar needs {needed}: install both of one release, restart both"
     if not _same_directory(Path(welcome.spool_path), spool):
         return f"the hook writes to {welcome.spool_path}, but spool.path is {spool}"
     return None

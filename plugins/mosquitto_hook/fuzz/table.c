@@ -16,7 +16,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	struct table_route route;
 	for (size_t i = 0; i < table->count; i++)
-		if (table_find(table, table->parents[i].name, &route) ? route.parent != i : table->parents[i].rule != NULL)
+		if (table_parent(table, table->parents[i].name) != &table->parents[i]
+			|| (table_find(table, table->parents[i].name, &route) ? route.parent != i : table->parents[i].rule != NULL))
 			abort();
 	/* Topics come from devices: what is no table's first line serves as one. */
 	char *topic = strndup((const char *)data, size);

@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple, Self
 from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.spool.frame import Frame
 from mq2mqtt.spool.inspect import read_entries
+from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.reader import LaneReader
 from tests.mqtt_client import Client, Message, publish_packet
 from tests.unit.hook.batches import Operation, batch
 from tests.unit.hook.driver import HOOK
@@ -289,3 +291,18 @@ class Sidecar:
 def only(messages: list[Message]) -> Message:
     (message,) = messages
     return message
+
+
+def settle(path: Path) -> None:
+    """Settle all as the sidecar does, by the cursor: the lane has its writer, so it is made from a copy."""
+    copy = path.with_name("copy") / path.name
+    shutil.copytree(path, copy)
+    lane = Lane.open(copy, max_bytes=1 << 20, target="t")
+    reader = LaneReader(lane)
+    reader.read(max_messages=1000)
+    reader.settle_to(reader.position)
+    reader.close()
+    lane.close()
+    for name in ("lane.json", "cursor"):
+        (path / name).write_bytes((copy / name).read_bytes())
+    shutil.rmtree(copy.parent)

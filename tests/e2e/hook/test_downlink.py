@@ -41,7 +41,7 @@ async def test_hello(broker: Mosquitto, sidecar: Sidecar) -> None:
     number = sidecar.send(Operation(HELLO))
     welcome = await sidecar.answer(WELCOME, number)
     major, minor, epoch, crc, flags, size = struct.unpack_from("<HHQIBI", welcome.body)
-    assert (major, minor) == (0, 1)
+    assert (major, minor) == (0, 2)
     assert epoch == int(broker.events()[0]["channelId"].partition("-")[0], 16)
     assert crc == crc32((broker.spool / "lanes.table").read_bytes())
     assert flags & ~1 == 2 | 4
@@ -50,7 +50,8 @@ async def test_hello(broker: Mosquitto, sidecar: Sidecar) -> None:
     assert len(welcome.body) == 21 + size
     assert lines[0].startswith("2.")
     assert lines[1:] == [str(broker.spool)]
-    assert (await sidecar.answer(STATS, number)).entries == 9
+    # Of three parent topics, of three lanes, of events.
+    assert (await sidecar.answer(STATS, number)).entries == 3 + 3 * 4 + 1
 
 
 async def test_deliver_reaches_one_client_without_a_subscription(broker: Mosquitto, sidecar: Sidecar) -> None:

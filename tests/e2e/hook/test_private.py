@@ -1,8 +1,11 @@
 """P2P messages reach their client alone; the wills of clients are exported with the client's own id."""
 
+import signal
+
 import pytest
 
-from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, only
+from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, only, settle, table_of
+from tests.mqtt_client import PUBACK, publish_packet
 from tests.unit.hook.batches import DELIVER, Operation
 from tests.waiting import until
 
@@ -43,19 +46,116 @@ async def test_p2p_under_a_rule_without_a_lane_is_private_too(broker: Mosquitto)
         await client.drop()
 
 
-async def test_p2p_waits_for_a_client_with_a_session(broker: Mosquitto) -> None:
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_kept_p2p_is_in_its_lane_when_it_is_acknowledged_and_is_left_to_the_sidecar(
+    qos: int, broker: Mosquitto
+) -> None:
     target = await broker.connect("dev-2", clean=False)
-    await target.disconnect()
-    await broker.gone("dev-2")
-    sender = await broker.connect("dev-1")
-    await sender.publish("sensors/p2p/dev-2", b"kept", qos=1)
-    spy = await broker.connect("spy")
-    await spy.subscribe(("sensors/#", 1))
-    target = await broker.connect("dev-2", clean=False)
-    assert only(await target.wait_messages(1)).payload == b"kept"
-    await spy.ping()
-    assert spy.messages == []
-    for client in (target, spy, sender):
+    sender = await broker.connect("dev-1", clean=False)
+    await sender.publish("devices/p2p/dev-2", b"kept", qos=qos, retain=True)
+    await sender.publish("sensors/p2p/nobody", b"exported too", qos=qos)
+    frames = broker.frames(".p2p")
+    assert [(frame.topic, frame.payload, frame.client_id) for frame in frames] == [
+        ("devices/p2p/dev-2", b"kept", "dev-1"),
+        ("sensors/p2p/nobody", b"exported too", "dev-1"),
+    ]
+    assert {(frame.qos, frame.retain, frame.clean_session, frame.will) for frame in frames} == {
+        (qos, False, False, False)
+    }
+    assert broker.payloads("telemetry-out") == [b"exported too"]
+    await target.ping()
+    assert target.messages == []
+    broker.kill()
+    assert broker.payloads(".p2p") == [b"kept", b"exported too"]
+    for client in (target, sender):
+        await client.drop()
+
+
+async def test_p2p_that_its_sender_does_not_have_kept_is_for_a_client_that_is_there(
+    broker: Mosquitto, sidecar: Sidecar
+) -> None:
+    there = await broker.connect("there")
+    away = await broker.connect("away", clean=False)
+    await away.disconnect()
+    await broker.gone("away")
+    clean, persistent = await broker.connect("dev-1"), await broker.connect("dev-2", clean=False)
+    for sender, qos, topic in (
+        (persistent, 0, "sensors/p2p/"),
+        (clean, 0, "sensors/p2p/"),
+        (clean, 1, "devices/p2p/"),
+        (clean, 2, "devices/p2p/"),
+    ):
+        await sender.publish(f"{topic}there", b"%d" % qos, qos=qos)
+        await sender.publish(f"{topic}away", b"%d" % qos, qos=qos)
+        await sender.ping()
+    assert sorted(message.payload for message in await there.wait_messages(4)) == [b"0", b"0", b"1", b"2"]
+    assert broker.payloads(".p2p") == []
+    stats = await sidecar.stats()
+    assert (stats["dropped_not_persistent", "sensors"], stats["dropped_not_persistent", "devices"]) == (2, 2)
+    # Another table keeps the count.
+    assert (await sidecar.table(table_of({"telemetry-out": "sensors"}, ("more", "devices"))))[0]
+    stats = await sidecar.stats()
+    assert [stats["dropped_not_persistent", name] for name in ("sensors", "more", "devices")] == [2, 0, 2]
+    away = await broker.connect("away", clean=False)
+    await away.ping()
+    assert away.messages == []
+    for client in (there, away, clean, persistent):
+        await client.drop()
+
+
+async def test_kept_p2p_is_not_acknowledged_while_its_lane_is_full(broker: Mosquitto, sidecar: Sidecar) -> None:
+    assert (await sidecar.table(table_of({"telemetry-out": "sensors"}, ("devices",), max_bytes=2000)))[0]
+    target = await broker.connect("dev-2")
+    sender = await broker.connect("dev-1", clean=False)
+    for number in range(3):
+        await sender.publish("devices/p2p/dev-2", b"%d" % number * 500, qos=1)
+    sender.send(publish_packet("devices/p2p/dev-2", b"x" * 500, qos=1, packet_id=99))
+    await sender.wait_closed()
+    assert 99 not in [packet.packet_id for packet in sender.packets if packet.kind == PUBACK]
+    assert (await sidecar.stats())["refused", ".p2p"] == 1
+    assert "bytes are unsent, max_bytes is 2000" in (await sidecar.problems())[".p2p"]
+    # What is not kept goes on, and so does a will: it has no sender that would try again.
+    other = await broker.connect("dev-3", clean=False, will=("devices/p2p/dev-2", b"farewell" * 50, 1, False))
+    await other.publish("devices/p2p/dev-2", b"y" * 500)
+    await other.publish("sensors/a", b"z" * 500, qos=1)
+    assert only(await target.wait_messages(1)).payload == b"y" * 500
+    settle(broker.spool / ".p2p")
+    await sender.drop()
+    sender = await broker.connect("dev-1", clean=False)
+    await sender.publish("devices/p2p/dev-2", b"x" * 500, qos=1)
+    assert broker.payloads(".p2p") == [b"x" * 500]
+    assert await sidecar.problems() == {}
+    for client in (target, sender, other):
+        await client.drop()
+
+
+async def test_kept_p2p_that_is_longer_than_its_lane_is_handed_over(broker: Mosquitto, sidecar: Sidecar) -> None:
+    await sidecar.table(table_of({}, ("devices",), max_bytes=2000))
+    target, sender = await broker.connect("dev-2"), await broker.connect("dev-1", clean=False)
+    await sender.publish("devices/p2p/dev-2", b"x" * 3000, qos=1)
+    assert len(only(await target.wait_messages(1)).payload) == 3000
+    assert (await sidecar.stats())["dropped_too_large", ".p2p"] == 1
+    for client in (target, sender):
+        await client.drop()
+
+
+async def test_kept_p2p_without_a_lane_is_not_acknowledged(stopped: Mosquitto) -> None:
+    (stopped.spool / "lanes.table").write_bytes(table_of({}, ("devices",)))
+    (stopped.spool / ".p2p").touch()
+    await stopped.start()
+    sidecar = await Sidecar.connect(stopped)
+    sender = await stopped.connect("dev-1", clean=False)
+    sender.send(publish_packet("devices/p2p/dev-2", b"kept", qos=1, packet_id=1))
+    await sender.wait_closed()
+    await sender.drop()
+    assert str(stopped.spool / ".p2p") in (await sidecar.problems())[".p2p"]
+    (stopped.spool / ".p2p").unlink()
+    stopped.process.send_signal(signal.SIGHUP)
+    await until((stopped.spool / ".p2p").is_dir, what="the lane")
+    sender = await stopped.connect("dev-1", clean=False)
+    await sender.publish("devices/p2p/dev-2", b"kept", qos=1)
+    assert stopped.payloads(".p2p") == [b"kept"]
+    for client in (sender, sidecar.client):
         await client.drop()
 
 
@@ -115,3 +215,17 @@ async def test_a_private_will(broker: Mosquitto, sidecar: Sidecar) -> None:
     await sidecar.stats()
     for client in (target, spy):
         await client.drop()
+
+
+async def test_a_private_will_that_is_kept(broker: Mosquitto, sidecar: Sidecar) -> None:
+    target = await broker.connect("dev-2")
+    device = await broker.connect("dev-1", clean=False, will=("sensors/p2p/dev-2", b"farewell", 1, True))
+    device.abort()
+    await until(lambda: broker.payloads(".p2p") == [b"farewell"], what="the will")
+    (frame,) = broker.frames(".p2p")
+    assert (frame.will, frame.retain, frame.clean_session, frame.client_id) == (True, False, False, "dev-1")
+    await sidecar.stats()
+    await target.ping()
+    assert target.messages == []
+    assert broker.payloads("telemetry-out") == [b"farewell"]
+    await target.drop()

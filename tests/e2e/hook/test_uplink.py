@@ -3,13 +3,10 @@
 import asyncio
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 
-from mq2mqtt.spool.lane import Lane
-from mq2mqtt.spool.reader import LaneReader
-from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, table_of
+from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, settle, table_of
 from tests.mqtt_client import PUBACK, PUBREC, publish_packet
 from tests.unit.hook.batches import HELLO, Operation
 from tests.waiting import until
@@ -115,21 +112,6 @@ async def test_a_full_lane_acknowledges_nothing_and_takes_again(broker: Mosquitt
     assert broker.payloads(RULE) == [b"x" * 500]
     await other.drop()
     await device.drop()
-
-
-def settle(path: Path) -> None:
-    """Settle all as the sidecar does, by the cursor: the lane has its writer, so it is made from a copy."""
-    copy = path.with_name("copy") / path.name
-    shutil.copytree(path, copy)
-    lane = Lane.open(copy, max_bytes=1 << 20, target="t")
-    reader = LaneReader(lane)
-    reader.read(max_messages=1000)
-    reader.settle_to(reader.position)
-    reader.close()
-    lane.close()
-    for name in ("lane.json", "cursor"):
-        (path / name).write_bytes((copy / name).read_bytes())
-    shutil.rmtree(copy.parent)
 
 
 async def test_limits_refuse_as_a_forbidden_publish_is_refused(broker: Mosquitto, sidecar: Sidecar) -> None:
