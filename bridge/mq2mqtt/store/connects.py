@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from mq2mqtt.store import CONNECTS_PER_CLIENT, Connect
 from mq2mqtt.store.changes import Operation
@@ -17,6 +17,13 @@ _CONNECTS_KEPT: Final = 1_000_000
 """Of all clients of a node: ids that never come back would fill the disk."""
 _TRIM_EVERY: Final = 1000
 
+_OF_CLIENT: Final = (
+    select(*(column for column in connects.c if column.name != "node"))
+    .where(connects.c.node == bindparam("node"), connects.c.client_id == bindparam("client"))
+    .order_by(connects.c.connected_ms.desc())
+    .limit(bindparam("limit"))
+)
+
 
 class SqlConnectStore:
     """See `mq2mqtt.store.ConnectStore`."""
@@ -24,7 +31,7 @@ class SqlConnectStore:
     def __init__(self, database: Database, writer: Writer, *, node: str, kept: int = _CONNECTS_KEPT) -> None:
         self._database = database
         self._writer = writer
-        self._own = connects.c.node == node
+        self._node = node
         self._kept = kept
         self._until_trim = _TRIM_EVERY
 
@@ -45,14 +52,8 @@ class SqlConnectStore:
 
     async def of(self, client_id: str, *, limit: int = CONNECTS_PER_CLIENT) -> list[Connect]:
         """See the protocol."""
-        statement = (
-            select(*(column for column in connects.c if column.name != "node"))
-            .where(self._own, connects.c.client_id == client_id)
-            .order_by(connects.c.connected_ms.desc())
-            .limit(limit)
-        )
-        async with self._database.reading() as connection:
-            return [Connect(**row._mapping) for row in await connection.execute(statement)]  # noqa: SLF001 - its public name
+        rows = await self._database.read(_OF_CLIENT, node=self._node, client=client_id, limit=limit)
+        return [Connect(*row) for row in rows]
 
     def _submit(self, operation: Operation) -> None:
         # Asked for, so that nobody misses it: a gap in the history is no fault.

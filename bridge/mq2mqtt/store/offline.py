@@ -4,19 +4,35 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, bindparam, func, select
 
 from mq2mqtt.store import MessageKind, StoredMessage
 from mq2mqtt.store.checks import unstorable
 from mq2mqtt.store.database import Database
 from mq2mqtt.store.properties import decode_properties
 from mq2mqtt.store.tables import offline
-from mq2mqtt.store.writer import Writer
+from mq2mqtt.store.writer import BATCH_ROWS, Writer
 
 __all__ = ["SqlOfflineStore"]
 
 _CLIENTS_AT_ONCE: Final = 1000
-_MESSAGE: Final = tuple(column for column in offline.c if column.name != "node")
+
+# Made once: to make one takes longer than to do it.
+_OWN: Final = offline.c.node == bindparam("node")
+_MESSAGES: Final = (
+    select(*(column for column in offline.c if column.name != "node")).where(_OWN).limit(bindparam("limit"))
+)
+_OLDEST_OVERALL: Final = _MESSAGES.order_by(offline.c.id)
+_OLDEST: Final = _OLDEST_OVERALL.where(offline.c.client_id == bindparam("client"), offline.c.id > bindparam("after"))
+_EXPIRED: Final = _MESSAGES.where(offline.c.expires_ms <= bindparam("now")).order_by(offline.c.expires_ms)
+_COUNTS: Final = (
+    select(offline.c.client_id, func.count())
+    .where(_OWN, offline.c.client_id > bindparam("after"))
+    .group_by(offline.c.client_id)
+    .order_by(offline.c.client_id)
+    .limit(_CLIENTS_AT_ONCE)
+)
+_LAST_ID: Final = select(func.max(offline.c.id)).where(_OWN)
 
 
 class SqlOfflineStore:
@@ -25,7 +41,7 @@ class SqlOfflineStore:
     def __init__(self, database: Database, writer: Writer, *, node: str) -> None:
         self._database = database
         self._writer = writer
-        self._own = offline.c.node == node
+        self._node = node
 
     def add(self, message: StoredMessage) -> asyncio.Future[None]:
         """See the protocol."""
@@ -40,36 +56,32 @@ class SqlOfflineStore:
 
     def remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
         """See the protocol."""
-        return self._writer.submit(lambda batch: batch.offline.remove(ids), always=True)
+        for first in range(0, len(ids) - BATCH_ROWS, BATCH_ROWS):
+            self._remove(ids[first : first + BATCH_ROWS])
+        # They are done in this order.
+        return self._remove(ids[(len(ids) - 1) // BATCH_ROWS * BATCH_ROWS :])
+
+    def _remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
+        return self._writer.submit(lambda batch: batch.offline.remove(ids), rows=len(ids), always=True)
 
     async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
         """See the protocol."""
-        of_client = (offline.c.client_id == client_id, offline.c.id > after)
-        return await self._messages(select(*_MESSAGE).where(self._own, *of_client).order_by(offline.c.id).limit(limit))
+        return await self._messages(_OLDEST, client=client_id, after=after, limit=limit)
 
     async def oldest_overall(self, limit: int) -> list[StoredMessage]:
         """See the protocol."""
-        return await self._messages(select(*_MESSAGE).where(self._own).order_by(offline.c.id).limit(limit))
+        return await self._messages(_OLDEST_OVERALL, limit=limit)
 
     async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
         """See the protocol."""
-        over = select(*_MESSAGE).where(self._own, offline.c.expires_ms <= now_ms)
-        return await self._messages(over.order_by(offline.c.expires_ms).limit(limit))
+        return await self._messages(_EXPIRED, now=now_ms, limit=limit)
 
     async def counts(self) -> dict[str, int]:
         """See the protocol."""
         counts: dict[str, int] = {}
         last = ""
         while True:
-            page = (
-                select(offline.c.client_id, func.count())
-                .where(self._own, offline.c.client_id > last)
-                .group_by(offline.c.client_id)
-                .order_by(offline.c.client_id)
-                .limit(_CLIENTS_AT_ONCE)
-            )
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(page)).all()
+            rows = await self._database.read(_COUNTS, node=self._node, after=last)
             counts.update((client_id, count) for client_id, count in rows)
             if len(rows) < _CLIENTS_AT_ONCE:
                 return counts
@@ -77,13 +89,11 @@ class SqlOfflineStore:
 
     async def last_id(self) -> int:
         """See the protocol."""
-        async with self._database.reading() as connection:
-            found = await connection.scalar(select(func.max(offline.c.id)).where(self._own))
-        return -1 if found is None else found
+        ((highest,),) = await self._database.read(_LAST_ID, node=self._node)
+        return -1 if highest is None else highest
 
-    async def _messages(self, statement: Select[Any]) -> list[StoredMessage]:
-        async with self._database.reading() as connection:
-            return [_message(row) for row in await connection.execute(statement)]
+    async def _messages(self, statement: Select[Any], **values: object) -> list[StoredMessage]:
+        return [_message(row) for row in await self._database.read(statement, node=self._node, **values)]
 
 
 def _message(row: Row[Any]) -> StoredMessage:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 
 from mq2mqtt.store import Subscription
 from mq2mqtt.store.checks import unstorable
@@ -14,7 +14,16 @@ from mq2mqtt.store.writer import Writer
 __all__ = ["SqlSubscriptionStore"]
 
 _ROWS_AT_ONCE: Final = 1000
-_SUBSCRIPTION: Final = (subscriptions.c.client_id, subscriptions.c.filter, subscriptions.c.qos)
+_KEY: Final = (subscriptions.c.client_id, subscriptions.c.filter)
+_PAGE: Final = (
+    select(*_KEY, subscriptions.c.qos)
+    .where(
+        subscriptions.c.node == bindparam("node"),
+        tuple_(*_KEY) > tuple_(bindparam("client"), bindparam("filter")),
+    )
+    .order_by(*_KEY)
+    .limit(_ROWS_AT_ONCE)
+)
 
 
 class SqlSubscriptionStore:
@@ -23,7 +32,7 @@ class SqlSubscriptionStore:
     def __init__(self, database: Database, writer: Writer, *, node: str) -> None:
         self._database = database
         self._writer = writer
-        self._own = subscriptions.c.node == node
+        self._node = node
 
     def save(self, subscription: Subscription) -> asyncio.Future[None]:
         """See the protocol."""
@@ -49,13 +58,10 @@ class SqlSubscriptionStore:
     async def all(self) -> list[Subscription]:
         """See the protocol."""
         found: list[Subscription] = []
-        key = tuple_(subscriptions.c.client_id, subscriptions.c.filter)
-        last = ("", "")
+        client_id = topic_filter = ""
         while True:
-            page = select(*_SUBSCRIPTION).where(self._own, key > last).order_by(*_SUBSCRIPTION[:2]).limit(_ROWS_AT_ONCE)
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(page)).all()
-            found += [Subscription(client_id, topic_filter, qos) for client_id, topic_filter, qos in rows]
+            rows = await self._database.read(_PAGE, node=self._node, client=client_id, filter=topic_filter)
+            found += [Subscription(*row) for row in rows]
             if len(rows) < _ROWS_AT_ONCE:
                 return found
-            last = (rows[-1].client_id, rows[-1].filter)
+            client_id, topic_filter, _ = rows[-1]

@@ -15,9 +15,10 @@ from mq2mqtt.errors import StoreError, UnstorableError
 from mq2mqtt.store.changes import Batch, Operation
 from mq2mqtt.store.database import Database
 
-__all__ = ["Writer"]
+__all__ = ["BATCH_ROWS", "Writer"]
 
-_BATCH_OPERATIONS: Final = 500
+BATCH_ROWS: Final = 500
+"""Rows that one transaction writes."""
 _BATCH_BYTES: Final = 4 << 20
 _WAITING_OPERATIONS: Final = 20_000
 _WAITING_BYTES: Final = 64 << 20
@@ -33,6 +34,7 @@ class _Waiting:
 
     operation: Operation
     done: asyncio.Future[None]
+    rows: int
     size: int
 
 
@@ -60,7 +62,9 @@ class Writer:
                 return f"a write has taken {seconds:.0f} s so far"
         return self._fault
 
-    def submit(self, operation: Operation, *, size: int = 0, always: bool = False) -> asyncio.Future[None]:
+    def submit(
+        self, operation: Operation, *, rows: int = 1, size: int = 0, always: bool = False
+    ) -> asyncio.Future[None]:
         """Have `operation` done in one of the next transactions; the future is done when that is committed.
 
         It raises `StoreError` when too much waits already, unless `always`, or the writer was closed before.
@@ -72,7 +76,7 @@ class Writer:
         elif full and self._queue and not always:
             done.set_exception(StoreError(self.problem or "too much waits to be written"))
         else:
-            self._queue.append(_Waiting(operation, done, size))
+            self._queue.append(_Waiting(operation, done, rows, size))
             self._bytes += size
             self._news.set()
         return done
@@ -110,10 +114,11 @@ class Writer:
 
     def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        size = 0
+        rows = size = 0
         for waiting in self._queue:
+            rows += waiting.rows
             size += waiting.size
-            if batch and (len(batch) == _BATCH_OPERATIONS or size > _BATCH_BYTES):
+            if batch and (rows > BATCH_ROWS or size > _BATCH_BYTES):
                 break
             batch.append(waiting)
         return batch
