@@ -10,6 +10,7 @@ from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
 from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
 from mq2mqtt.mapping import is_own, to_mqtt
 from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.replay import DownlinkReplay, Source
 from mq2mqtt.rules import InboundRule
 from mq2mqtt.settings import Limits
 from mq2mqtt.spool.frame import Frame, FrameKind
@@ -52,6 +53,7 @@ class Downlink:
         self._unreadable = 0
         """Of this subscription, counted."""
         self._outcome = asyncio.Event()
+        self._replay = DownlinkReplay(parked, host, self._take_again, rule_id=rule.id)
 
     async def run(self) -> None:
         """Receive until cancelled; then `close`."""
@@ -83,25 +85,30 @@ class Downlink:
             await asyncio.sleep(0)
             await self._host.available()
 
-    def _take(self, subscription: Subscription, message: ReceivedMessage) -> None:
+    def _take_again(self, source: Source, message: ReceivedMessage) -> None:
+        self._telemetry.outcomes["received"] += 1
+        self._telemetry.in_flight += 1
+        self._take(source, message)
+
+    def _take(self, source: Source, message: ReceivedMessage) -> None:
         """Settle `message` one way or another, whatever it holds."""
         try:
-            self._hand_over(subscription, message)
+            self._hand_over(source, message)
         except UnmappableMessageError as error:
-            self._park(subscription, message, error.reason)
+            self._park(source, message, error.reason)
         except Exception:  # noqa: BLE001 - input from outside: one message must not stop those behind it
             logger.exception("rule {}: unexpected error with a message", self.rule.id)
-            self._park(subscription, message, "internal error, see the log")
+            self._park(source, message, "internal error, see the log")
 
-    def _hand_over(self, subscription: Subscription, message: ReceivedMessage) -> None:
+    def _hand_over(self, source: Source, message: ReceivedMessage) -> None:
         if is_own(message.properties):
             self._telemetry.skipped()
-            subscription.settle(message)
+            source.settle(message)
             return
         inbound = to_mqtt(message, parent=self.rule.target, limits=self._limits)
         for name in inbound.invalid:
             self._telemetry.invalid_properties[name] += 1
-        settled = partial(self._settled, subscription, message)
+        settled = partial(self._settled, source, message)
         handed = partial(self._telemetry.handed, message.born_ms)
         if inbound.p2p_target is None:
             if inbound.shown_topic is not None and not self._host.shows_topics:
@@ -112,12 +119,12 @@ class Downlink:
         else:
             settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
 
-    def _settled(self, subscription: Subscription, message: ReceivedMessage, delivery: Delivery) -> None:
+    def _settled(self, source: Source, message: ReceivedMessage, delivery: Delivery) -> None:
         self._telemetry.settled(delivery)
         self._outcome.set()
-        subscription.settle(message)
+        source.settle(message)
 
-    def _park(self, subscription: Subscription, message: ReceivedMessage, reason: str) -> None:
+    def _park(self, source: Source, message: ReceivedMessage, reason: str) -> None:
         """Put `message` aside for an operator.
 
         Where the disk refuses it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
@@ -132,7 +139,7 @@ class Downlink:
             self._telemetry.settled(Delivery(Outcome.DROPPED, DropReason.PARKING_FULL))
         else:
             self._telemetry.parked(where, reason, evicted=evicted)
-        subscription.settle(message)
+        source.settle(message)
 
     def refresh_gauges(self) -> None:
         """Bring the gauges up to date; called before each scrape."""
@@ -147,7 +154,8 @@ class Downlink:
             self._unreadable = self._subscription.unreadable
 
     def watch(self) -> None:
-        """Bring the rule's state up to date; called about once a second."""
+        """Bring the rule's state up to date, and look for what is to be replayed; called about once a second."""
+        self._replay.look()
         subscription = self._subscription
         if subscription is None:
             return
@@ -173,6 +181,7 @@ class Downlink:
 
     async def close(self) -> None:
         """Wait for the outcome of what is in flight, commit it, and leave the group. `run` has been cancelled."""
+        self._replay.stop()
         try:
             while self._telemetry.in_flight:
                 self._outcome.clear()

@@ -7,6 +7,7 @@ from loguru import logger
 
 from mq2mqtt.errors import LaneError
 from mq2mqtt.link import RocketLink
+from mq2mqtt.replay import LaneReplay
 from mq2mqtt.settings import SpoolSettings
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.follower import FollowedLane
@@ -59,6 +60,14 @@ class Outlet:
             link=link,
             telemetry=telemetry,
         )
+        self._replay = LaneReplay(self._parked, self.uplink, telemetry)
+
+    async def run(self) -> None:
+        """Send what waits until `uplink.finish`, and what is to be replayed."""
+        try:
+            await self.uplink.run()
+        finally:
+            await self._replay.close()
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +78,11 @@ class Outlet:
         """Send to another RocketMQ topic from now on, also what waits."""
         self.uplink.retarget(target)
         self.note_target()
+
+    def watch(self) -> None:
+        """Look after what has no event; called about once a second."""
+        self.note_target()
+        self._replay.look()
 
     def note_target(self) -> None:
         """Note in `lane.json` where the lane drains to when its rule is gone; call again what the disk refused."""
@@ -86,7 +100,7 @@ class Outlet:
         if isinstance(self._lane, FollowedLane):
             # Nobody here accepts anything: what has come is seen.
             taken, self._telemetry.lane_messages = self._lane.counts()
-            self._telemetry.outcomes["accepted"] = self._accepted_before + taken
+            self._telemetry.outcomes["accepted"] = self._accepted_before + taken + self._replay.count
         else:
             self._telemetry.lane_messages = self._lane.messages
         self._telemetry.lane_bytes = self._lane.unsent_bytes

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final, Literal
 from zlib import crc32
@@ -20,6 +20,7 @@ from mq2mqtt.errors import BridgeError, LaneError, LinkError, MessageRejectedErr
 from mq2mqtt.link import Queue, RocketLink
 from mq2mqtt.mapping import OutboundMapper
 from mq2mqtt.message import RocketBatch
+from mq2mqtt.spool.frame import Frame
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.spool.reader import MAX_AHEAD, Entry, LaneReader, ReadableLane
 from mq2mqtt.telemetry import RuleTelemetry, Trouble
@@ -199,8 +200,7 @@ class Uplink:
             if ready is None:
                 if len(ready_of) >= MAX_AHEAD:
                     ready_of.clear()
-                number = crc32(name.encode("utf-8", "surrogateescape")) % len(self._queues)
-                ready = ready_of[name] = self._ready[self._queues[number]]
+                ready = ready_of[name] = self._ready[_queue_of(name, self._queues)]
             ready.append(entry)
             self._ready_bytes += len(entry.frame.payload) + _OVERHEAD_BYTES
 
@@ -313,6 +313,19 @@ class Uplink:
             del batch[: len(part)]
             messages = messages[len(part) :]
 
+    async def send_again(self, frame: Frame, offset: int) -> None:
+        """Send one message that is in the lane no more, under the key that it had there; return when it is stored.
+
+        Raises:
+            UnmappableMessageError: RocketMQ cannot carry it.
+            MessageRejectedError: RocketMQ calls it illegal.
+            LinkError: try again later.
+        """
+        target = self.target
+        body, property_text = self._mapper.map(frame, offset)
+        queue = _queue_of(frame.client_id or frame.topic, await self._link.queues(target))
+        await self._link.send(queue, RocketBatch(target, [body], [property_text]))
+
     def _park(self, entry: Entry, reason: str) -> None:
         evicted = self._parked.append(entry.frame, key=str(entry.offset), reason=reason)
         self._telemetry.parked(f"offset {entry.offset}", reason, evicted=evicted)
@@ -363,6 +376,11 @@ class Uplink:
             self._failed(None, problem)
         else:
             self._recovered(None, proven=True)
+
+
+def _queue_of(name: str, queues: Sequence[Queue]) -> Queue:
+    """Return the queue of the client, or topic, with this name."""
+    return queues[crc32(name.encode("utf-8", "surrogateescape")) % len(queues)]
 
 
 def _weight(entries: list[Entry]) -> int:

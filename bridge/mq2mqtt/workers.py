@@ -188,7 +188,7 @@ class OutboundWorker(Worker):
         """See `Worker.run`."""
         await self._opened.wait()
         if self._outlet is not None:
-            await self._outlet.uplink.run()
+            await self._outlet.run()
 
     def finish(self) -> None:
         """See `Worker.finish`."""
@@ -200,7 +200,7 @@ class OutboundWorker(Worker):
         """See `Worker.watch`."""
         if self._outlet is None:
             return
-        self._outlet.note_target()
+        self._outlet.watch()
         if self._place.writer is not None:
             self.telemetry.rule_has(Trouble.LANE, self._place.writer.problem_of(self.telemetry.rule_id))
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"mapping", "rules", "settings", "log", "spool"},
     {"link", "host", "store"},
     {"metrics", "telemetry"},
-    {"uplink", "downlink", "presence", "offline", "intake", "outlet"},
+    {"uplink", "downlink", "presence", "offline", "intake", "outlet", "replay"},
     {"workers", "status_worker", "running"},
     {"admin", "instance"},
     {"bridge"},

@@ -1,0 +1,200 @@
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from mq2mqtt.errors import LaneError
+from mq2mqtt.message import MqttMessage
+from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
+from mq2mqtt.spool.parked import ParkedStore, ask_replay, drop, keys_of, list_parked
+from tests.unit.bridge_world import IN, OUT, World, until
+
+ROCKET = Frame(
+    FrameKind.ROCKETMQ, 0, 5_000_000, "", "mq_commands", b"mqttSecondTopic\x01/a\x02TAGS\x01MQ2MQTT\x02", b"on"
+)
+
+
+def publish_frame(payload: bytes = b"21.5", topic: str = "sensors/t") -> Frame:
+    frame = encode_publish(MqttMessage(topic, payload, 1, client_id="c1"), accepted_us=7)
+    return decode_frames(frame, 0, max_frames=1)[0][0]
+
+
+def park(directory: Path, rule: str, frame: Frame, *keys: str) -> Path:
+    """Park `frame` under each key, and ask for the replay of all."""
+    store = ParkedStore(directory / rule, max_bytes=1 << 20)
+    for key in keys:
+        store.append(frame, key=key, reason="why")
+        assert ask_replay(directory / rule, key)
+    return directory / rule
+
+
+def sums_hold(world: World, *, out: str = "sensors-out", inbound: str = "commands-in") -> bool:
+    rules = world.bridge.telemetry.rules
+    if out in rules:
+        counts = rules[out].outcomes
+        assert counts["accepted"] == counts["sent"] + counts["parked"] + rules[out].lane_messages
+    if inbound in rules:
+        counts = rules[inbound].outcomes
+        rest = ("delivered", "no_subscriber", "queued", "expired", "parked", "skipped", "dropped")
+        assert counts["received"] == sum(counts[outcome] for outcome in rest) + rules[inbound].in_flight
+    return True
+
+
+async def test_what_was_asked_for_while_the_bridge_was_down_is_sent_once_under_its_key(tmp_path: Path) -> None:
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1700000000000000")
+    async with World(tmp_path, OUT) as world:
+        await until(lambda: world.sent() == [b"21.5"] and not keys_of(lane))
+        (message,) = world.cluster.queues("mq_sensors")[0]
+        assert message.properties["KEYS"] == "n1:sensors-out:1700000000000000"
+        assert message.properties["clientId"] == "c1"
+        status, text = await world.get("/metrics")
+        assert status == 200
+        assert 'mq2mqtt_messages_total{direction="uplink",outcome="accepted",rule="sensors-out"} 1.0' in text
+        assert 'mq2mqtt_parked_messages{rule="sensors-out"} 0.0' in text
+        assert sums_hold(world)
+
+
+async def test_what_is_asked_for_while_the_bridge_runs_is_sent_beside_new_messages(tmp_path: Path) -> None:
+    async with World(tmp_path, OUT) as world:
+        world.publish("sensors/x", b"new")
+        lane = park(tmp_path, "sensors-out", publish_frame(), *(str(number) for number in range(300)))
+        await until(lambda: len(world.sent()) == 301 and not keys_of(lane))
+        world.publish("sensors/x", b"later")
+        await until(lambda: len(world.sent()) == 302)
+        assert world.count("sensors-out", "accepted") == world.count("sensors-out", "sent") == 302
+        assert sums_hold(world)
+
+
+async def test_what_can_still_not_be_sent_is_parked_again_and_holds_up_no_other(tmp_path: Path) -> None:
+    bad = publish_frame(bytes(5 << 20))
+    lane = park(tmp_path, "sensors-out", bad, "1")
+    park(tmp_path, "sensors-out", publish_frame(), "2")
+    async with World(tmp_path, OUT, max_bytes="256MiB") as world:
+        await until(lambda: world.sent() == [b"21.5"] and world.count("sensors-out", "parked") == 1)
+        (message,) = list_parked(lane)
+        assert (message.key, message.replaying) == ("1", False)
+        assert "RocketMQ takes 4194304" in message.reason
+        assert message.frame == bad
+        assert sums_hold(world)
+
+
+async def test_while_rocketmq_is_away_a_replay_waits(tmp_path: Path) -> None:
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1", "2")
+    async with World(tmp_path, OUT | {"target": "mq_later"}) as world:
+        await asyncio.sleep(1.1)
+        assert [message.replaying for message in list_parked(lane)] == [True, True]
+        world.cluster.create_topic("mq_later", 1)
+        await until(lambda: len(world.sent("mq_later")) == 2 and not keys_of(lane))
+
+
+async def test_an_inbound_message_reaches_the_subscribers_there_are_now(tmp_path: Path) -> None:
+    lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
+    world = World(tmp_path, IN)
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    async with world:
+        await until(lambda: [message.payload for message in device.received] == [b"on"] and not keys_of(lane))
+        assert device.received[0].topic == "devices/a"
+        assert world.count("commands-in", "received") == world.count("commands-in", "delivered") == 1
+        assert sums_hold(world)
+
+
+async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_it(tmp_path: Path) -> None:
+    keys = [f"broker-a/0/{number}" for number in range(250)]
+    lane = park(tmp_path, "commands-in", ROCKET, *keys)
+    world = World(tmp_path, IN)
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    device.acknowledges = False
+    async with world:
+        await until(lambda: len(device.received) == 100)
+        await asyncio.sleep(1.1)
+        # Neither more than that on their way, nor one of them twice.
+        assert len(device.received) == 100
+        assert len(keys_of(lane)) == 250
+        device.acknowledges = True
+        world.host.time_out("c1")
+        await until(lambda: not keys_of(lane))
+        assert len(device.received) == 250
+        assert sums_hold(world)
+
+
+async def test_an_inbound_message_that_still_has_no_legal_topic_is_parked_again(tmp_path: Path) -> None:
+    wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
+    lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        (message,) = list_parked(lane)
+        assert (message.key, message.frame, message.replaying) == ("broker-a/0/7", wrong, False)
+        assert "+" in message.reason
+        assert sums_hold(world)
+
+
+@pytest.mark.parametrize(
+    ("rule", "frame", "key"),
+    [("sensors-out", ROCKET, "broker-a/0/7"), ("commands-in", publish_frame(), "17"), ("commands-in", ROCKET, "a/b/c")],
+)
+async def test_a_message_of_another_type_of_rule_is_parked_again_as_it_was(
+    rule: str, frame: Frame, key: str, tmp_path: Path
+) -> None:
+    lane = park(tmp_path, rule, frame, key)
+    async with World(tmp_path, OUT, IN) as world:
+        await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+        (message,) = list_parked(lane)
+        assert (message.key, message.frame) == (key, frame)
+        assert "another type" in message.reason
+        assert world.bridge.telemetry.rules[rule].outcomes.total() == 0
+
+
+async def test_a_disabled_rule_replays_when_it_is_enabled(tmp_path: Path) -> None:
+    lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
+    world = World(tmp_path, IN | {"enabled": False})
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    async with world:
+        await asyncio.sleep(1.1)
+        assert (device.received, len(keys_of(lane))) == ([], 1)
+        world.reload(IN)
+        await until(lambda: len(device.received) == 1 and not keys_of(lane))
+
+
+async def test_a_damaged_message_is_left_for_the_operator_and_holds_up_no_other(tmp_path: Path) -> None:
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1", "2")
+    (lane / "parked" / "1.replay").write_bytes(b"damaged")
+    async with World(tmp_path, OUT) as world:
+        await until(lambda: world.sent() == [b"21.5"])
+        await until((lane / "parked" / "1.parked").exists)
+        assert drop(lane, "1")
+        assert keys_of(lane) == []
+
+
+async def test_what_cannot_be_deleted_is_not_sent_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def refuse(_: ParkedStore, key: str) -> None:
+        refused.append(key)
+        raise LaneError("cannot delete it")
+
+    monkeypatch.setattr(ParkedStore, "replayed", refuse)
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1", "2")
+    async with World(tmp_path, OUT) as world:
+        await until(lambda: len(refused) >= 6)
+        assert world.sent() == [b"21.5", b"21.5"]
+        assert set(refused) == {"1", "2"}
+        monkeypatch.undo()
+        await until(lambda: not keys_of(lane))
+        assert len(world.sent()) == 2
+
+
+async def test_a_bridge_that_is_stopped_leaves_what_has_no_outcome_for_its_next_start(tmp_path: Path) -> None:
+    lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
+    world = World(tmp_path, IN)
+    world.host.go_away("the broker is away")
+    async with world:
+        await asyncio.sleep(1.1)
+    assert [message.replaying for message in list_parked(lane)] == [True]
+    world = World(tmp_path, IN)
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    async with world:
+        await until(lambda: len(device.received) == 1 and not keys_of(lane))
