@@ -29,13 +29,15 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Print what a configuration looks like.", no_args_is_help=True)
 spool_app = typer.Typer(help="Look into the lanes: what waits for RocketMQ.", no_args_is_help=True)
-parked_app = typer.Typer(help="Look at messages that can never go on as they are.", no_args_is_help=True)
+parked_app = typer.Typer(help="Look after messages that could not go on as they are.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(spool_app, name="spool")
 app.add_typer(parked_app, name="parked")
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration file.", show_default=True)]
 LaneArgument = Annotated[str, typer.Argument(help="Rule id: the lane's name.")]
+KeysArgument = Annotated[list[str] | None, typer.Argument(metavar="KEY...", help="Keys, as `parked ls` lists them.")]
+AllOption = Annotated[bool, typer.Option("--all", help="All messages that the rule has parked.")]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, help="Show at most so many messages.")]
 _LOG_LEVELS = "DEBUG, INFO, WARNING or ERROR"
 _DEFAULT_CONFIG = Path("mq2mqtt.yaml")
@@ -245,6 +247,37 @@ def parked_ls(*, config: ConfigOption = _DEFAULT_CONFIG) -> None:
 def parked_show(lane: LaneArgument, *, config: ConfigOption = _DEFAULT_CONFIG, limit: LimitOption = 20) -> None:
     """Show a rule's parked messages whole, oldest first."""
     raise typer.Exit(show.show_parked(settings.load(config), lane, limit=limit))
+
+
+@parked_app.command("replay")
+def parked_replay(
+    lane: LaneArgument,
+    keys: KeysArgument = None,
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    everything: AllOption = False,
+) -> None:
+    """Send parked messages once more, the way of their rule: when the cause is mended. The bridge may run or not."""
+    raise typer.Exit(show.replay_parked(settings.load(config), lane, _keys(keys, everything=everything)))
+
+
+@parked_app.command("drop")
+def parked_drop(
+    lane: LaneArgument,
+    keys: KeysArgument = None,
+    *,
+    config: ConfigOption = _DEFAULT_CONFIG,
+    everything: AllOption = False,
+) -> None:
+    """Delete parked messages for good. The bridge may run or not."""
+    raise typer.Exit(show.drop_parked(settings.load(config), lane, _keys(keys, everything=everything)))
+
+
+def _keys(keys: list[str] | None, *, everything: bool) -> list[str]:
+    """Return the keys; none are all."""
+    if bool(keys) == everything:
+        raise typer.BadParameter("give keys or --all")
+    return keys or []
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:

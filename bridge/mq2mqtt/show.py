@@ -1,20 +1,20 @@
-"""What `mq2mqtt spool` and `mq2mqtt parked` print. Takes no locks: the bridge may be running."""
+"""What `mq2mqtt spool` and `mq2mqtt parked` print and do. Takes no locks: the bridge may be running."""
 
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 
 import typer
 
-from mq2mqtt.errors import ConfigError, LaneCorruptError, LaneError
+from mq2mqtt.errors import LaneCorruptError, LaneError
+from mq2mqtt.parking import find_lane, owner, replay
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, read_entries, summarize_all
-from mq2mqtt.spool.parked import ParkedMessage, list_parked
+from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked
 
-__all__ = ["list_lanes", "list_parked_messages", "show_lane", "show_parked"]
+__all__ = ["drop_parked", "list_lanes", "list_parked_messages", "replay_parked", "show_lane", "show_parked"]
 
 _OK, _PROBLEMS = 0, 1
 _MAX_PAYLOAD_SHOWN = 512
@@ -38,7 +38,7 @@ def _lane_row(summary: LaneSummary) -> tuple[str, ...]:
 
 def show_lane(settings: Settings, lane: str, *, limit: int) -> int:
     """Print the messages that wait in `lane`, oldest first."""
-    path = _directory(settings, lane)
+    path = find_lane(settings.spool.path, lane)
     try:
         for entry in islice(read_entries(path), limit):
             typer.echo(f"offset {entry.offset}  accepted {_time(entry.frame.accepted_us)}")
@@ -57,30 +57,77 @@ def list_parked_messages(settings: Settings) -> int:
     for path in sorted(spool.iterdir()) if spool.is_dir() else ():
         if path.is_dir():
             found = list_parked(path, on_damage=damaged.append)
-            rows += [(path.name, parked.key, _time(parked.parked_us), parked.reason) for parked in found]
-    _table(("RULE", "KEY", "PARKED", "REASON"), rows)
+            rows += [
+                (path.name, parked.key, _time(parked.parked_us), _state(parked), parked.reason) for parked in found
+            ]
+    _table(("RULE", "KEY", "PARKED", "STATE", "REASON"), rows)
     return _tell_of(damaged)
 
 
 def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
     """Print a rule's parked messages whole, oldest first."""
     damaged: list[LaneCorruptError] = []
-    for parked in list_parked(_directory(settings, lane), on_damage=damaged.append)[:limit]:
+    for parked in list_parked(find_lane(settings.spool.path, lane), on_damage=damaged.append)[:limit]:
         _show_parked(parked)
     return _tell_of(damaged)
 
 
-def _tell_of(damaged: Iterable[LaneCorruptError]) -> int:
+def replay_parked(settings: Settings, lane: str, keys: Sequence[str]) -> int:
+    """Have the bridge send the messages of `lane` with these keys again, all without keys; say what comes of each.
+
+    Raises:
+        ConfigError: there is no such lane, or its rule is gone.
+    """
+    path = find_lane(settings.spool.path, lane)
+    rule = owner(settings.rule_set, lane)
+    problems: list[object] = []
+    asked = 0
+    for key in keys or keys_of(path):
+        try:
+            problem = replay(settings.rule_set, path, key)
+        except LaneError as error:
+            problems.append(error)
+            continue
+        if problem is None:
+            asked += 1
+        else:
+            problems.append(f"{key}: {problem}")
+    typer.echo(f"{asked} to be replayed: within seconds by a bridge that runs, else at its next start")
+    if asked and not rule.enabled:
+        typer.echo(f"rule {rule.id} is disabled: they may wait until it is enabled")
+    return _tell_of(problems)
+
+
+def drop_parked(settings: Settings, lane: str, keys: Sequence[str]) -> int:
+    """Delete the messages of `lane` with these keys, all without keys."""
+    path = find_lane(settings.spool.path, lane)
+    problems: list[object] = []
+    dropped = 0
+    for key in keys or keys_of(path):
+        if drop(path, key):
+            dropped += 1
+        else:
+            problems.append(f"there is no parked message {key} of {lane}")
+    typer.echo(f"{dropped} dropped")
+    return _tell_of(problems)
+
+
+def _state(parked: ParkedMessage) -> str:
+    return "replay" if parked.replaying else "parked"
+
+
+def _tell_of(problems: Iterable[object]) -> int:
     """Print a line for each; return the exit code."""
     code = _OK
-    for error in damaged:
-        typer.echo(f"PROBLEM  {error}")
+    for problem in problems:
+        typer.echo(f"PROBLEM  {problem}")
         code = _PROBLEMS
     return code
 
 
 def _show_parked(parked: ParkedMessage) -> None:
-    typer.echo(f"key {parked.key}  parked {_time(parked.parked_us)}  reason: {parked.reason}")
+    state = "  to be replayed" if parked.replaying else ""
+    typer.echo(f"key {parked.key}  parked {_time(parked.parked_us)}{state}  reason: {parked.reason}")
     _show_frame(parked.frame)
 
 
@@ -98,14 +145,6 @@ def _show_frame(frame: Frame) -> None:
         typer.echo(f"  MQTT topic {frame.topic!r}, client {frame.client_id!r}, {', '.join(flags)}")
     more = f" ... {len(frame.payload)} bytes in all" if len(frame.payload) > _MAX_PAYLOAD_SHOWN else ""
     typer.echo(f"  payload {frame.payload[:_MAX_PAYLOAD_SHOWN]!r}{more}")
-
-
-def _directory(settings: Settings, lane: str) -> Path:
-    path = settings.spool.path / lane
-    if lane in {"", ".", ".."} or not path.is_dir() or path.parent != settings.spool.path:
-        known = ", ".join(summary.rule for summary in summarize_all(settings.spool.path)) or "none yet"
-        raise ConfigError(f"there is no lane {lane} in {settings.spool.path} (lanes: {known})")
-    return path
 
 
 def _time(microseconds: int) -> str:

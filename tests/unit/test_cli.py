@@ -186,6 +186,101 @@ def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: 
         assert f"PROBLEM  {damaged}: damaged; restore it or move it away" in out
 
 
+SENSORS = ("parked", "replay", "sensors-out")
+
+
+@pytest.fixture
+def parked(tmp_path: Path) -> ParkedStore:
+    """Two publishes that rule sensors-out has parked, with the keys 1 and 2."""
+    store = ParkedStore(tmp_path / "spool" / "sensors-out", max_bytes=1 << 20)
+    for key in ("1", "2"):
+        store.append(Frame(FrameKind.PUBLISH, 1, 0, "dev", "sensors/a", b"", b"body"), key=key, reason="too large")
+    return store
+
+
+def test_parked_messages_are_replayed_by_key_or_all(run: Run, config: Path, parked: ParkedStore) -> None:
+    code, out, _ = run(*SENSORS, "2", "-c", config)
+    assert (code, out.splitlines()[0].split(":")[0]) == (0, "1 to be replayed")
+    assert parked.replays() == ["2"]
+    _, out, _ = run("parked", "ls", "-c", config)
+    assert [line.split()[:2] + line.split()[3:4] for line in out.splitlines()[1:]] == [
+        ["sensors-out", "1", "parked"],
+        ["sensors-out", "2", "replay"],
+    ]
+    code, out, _ = run(*SENSORS, "--all", "-c", config)
+    assert (code, parked.replays()) == (0, ["1", "2"])
+    assert "2 to be replayed" in out
+
+
+def test_parked_messages_are_dropped_by_key_or_all(run: Run, config: Path, parked: ParkedStore) -> None:
+    assert run("parked", "drop", "sensors-out", "1", "-c", config)[:2] == (0, "1 dropped\n")
+    assert parked.count == 1
+    code, out, _ = run("parked", "drop", "sensors-out", "1", "2", "-c", config)
+    assert (code, out) == (1, "1 dropped\nPROBLEM  there is no parked message 1 of sensors-out\n")
+    assert run("parked", "drop", "sensors-out", "--all", "-c", config)[:2] == (0, "0 dropped\n")
+
+
+@pytest.mark.parametrize("command", ["replay", "drop"])
+@pytest.mark.parametrize("arguments", [(), ("1", "--all")])
+def test_replay_and_drop_want_keys_or_all(
+    run: Run, config: Path, parked: ParkedStore, command: str, arguments: tuple[str, ...]
+) -> None:
+    code, _, err = run("parked", command, "sensors-out", *arguments, "-c", config)
+    assert code == 2
+    assert "give keys or --all" in err
+    assert (parked.count, parked.replays()) == (2, [])
+
+
+def test_what_cannot_be_replayed_is_named_and_holds_up_no_other(
+    run: Run, config: Path, parked: ParkedStore, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "spool" / "sensors-out" / "parked" / "1.parked"
+    damaged.write_bytes(b"")
+    code, out, err = run(*SENSORS, "nope", "1", "2", "-c", config)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[1:] == [
+        "PROBLEM  nope: there is no parked message nope of sensors-out",
+        f"PROBLEM  {damaged}: damaged; restore it or move it away",
+    ]
+    assert parked.replays() == ["2"]
+
+
+def test_a_replay_for_a_rule_that_is_gone_is_one_line_and_exit_code_2(
+    run: Run, config: Path, parked: ParkedStore
+) -> None:
+    config.write_text(config.read_text().replace("sensors-out", "other-out"))
+    code, out, err = run(*SENSORS, "--all", "-c", config)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no rule sensors-out in the configuration" in err
+    assert "add it again" in err
+    assert parked.replays() == []
+    assert run("parked", "drop", "sensors-out", "--all", "-c", config)[0] == 0
+
+
+def test_a_replay_for_a_rule_of_another_type_is_refused(run: Run, config: Path, parked: ParkedStore) -> None:
+    config.write_text(config.read_text().replace("outbound", "inbound"))
+    code, out, _ = run(*SENSORS, "1", "-c", config)
+    assert code == 1
+    assert "PROBLEM  1: parked by a rule of type outbound, and sensors-out is of type inbound now" in out
+    assert parked.replays() == []
+
+
+def test_a_replay_for_a_disabled_rule_says_that_it_may_wait(run: Run, config: Path, parked: ParkedStore) -> None:
+    config.write_text(config.read_text().replace("- id", "- enabled: false\n  id"))
+    code, out, _ = run(*SENSORS, "1", "-c", config)
+    assert (code, parked.replays()) == (0, ["1"])
+    assert "rule sensors-out is disabled" in out
+
+
+@pytest.mark.parametrize("lane", ["nope", "..", ".", "", "x" * 300, "sensors-out/parked"])
+def test_replay_and_drop_in_no_lane_are_exit_code_2(run: Run, config: Path, parked: ParkedStore, lane: str) -> None:
+    for command in ("replay", "drop"):
+        code, out, err = run("parked", command, "-c", config, "--all", "--", lane)
+        assert (code, out) == (2, "")
+        assert f"there is no lane {lane} in" in err
+    assert (parked.count, parked.replays()) == (2, [])
+
+
 def test_with_nothing_there_the_lists_are_empty(run: Run, config: Path) -> None:
     assert run("spool", "ls", "-c", config)[0] == 0
     assert run("parked", "ls", "-c", config)[0] == 0

@@ -16,11 +16,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 # The parts of one layer do not know each other, but for the pure ones.
 LAYERS = [
     {"mq2mqtt", "errors", "message", "topics"},
-    {"mapping", "rules", "settings", "log", "spool"},
+    {"mapping", "status", "rules", "settings", "log", "spool", "expiry"},
     {"link", "host", "store"},
     {"metrics", "telemetry"},
     {"uplink", "downlink", "presence", "offline", "intake", "outlet", "replay"},
-    {"workers", "status_worker", "running"},
+    {"workers", "status_worker", "running", "parking"},
     {"admin", "instance"},
     {"bridge"},
     {"reload", "checks", "explain", "show"},
@@ -30,7 +30,19 @@ LAYERS = [
 MAY_NOT_KNOW_EACH_OTHER = {"link", "host", "store", "uplink", "downlink", "presence", "offline"}
 
 # Sans-I/O: what they do depends on their arguments alone.
-PURE = ("errors", "message", "topics", "mapping", "rules", "spool/frame", "rocketmq/remoting", "rocketmq/allocation")
+PURE = (
+    "errors",
+    "message",
+    "topics",
+    "mapping",
+    "rules",
+    "expiry",
+    "spool/frame",
+    "rocketmq/remoting",
+    "rocketmq/allocation",
+    "offline/pacing",
+    "offline/ledger",
+)
 IO_MODULES = {"asyncio", "socket", "ssl", "selectors", "subprocess", "threading", "loguru", "amqtt", "aiohttp"}
 
 FUNCTION_LINES = 80
