@@ -31,7 +31,17 @@ enum {
 };
 
 /* Why a client went; 2.1 gives a number, 2.0 a hint at most. */
-enum { GONE_CLEAN = 0, GONE_CONNECTION_LOST = 7, GONE_KEEPALIVE = 19, GONE_TAKEN_OVER = 142, GONE_KICKED = 152 };
+enum {
+	GONE_CLEAN = 0,
+	GONE_PROTOCOL_ERROR = 2,
+	GONE_CONNECTION_LOST = 7,
+	GONE_MALFORMED_UTF8 = 18,
+	GONE_KEEPALIVE = 19,
+	GONE_MALFORMED_PACKET = 21,
+	GONE_OVERSIZE_PACKET = 25,
+	GONE_TAKEN_OVER = 142,
+	GONE_KICKED = 152,
+};
 
 /* Looks for what only some builds have. */
 void broker_init(void);

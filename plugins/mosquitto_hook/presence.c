@@ -48,6 +48,11 @@ static const char *reason_text(const struct client *client, int reason)
 		return "takeover";
 	case GONE_KICKED:
 		return "kick";
+	case GONE_PROTOCOL_ERROR:
+	case GONE_MALFORMED_UTF8:
+	case GONE_MALFORMED_PACKET:
+	case GONE_OVERSIZE_PACKET:
+		return "invalid";
 	case -1:
 		return "unknown";
 	default:

@@ -18,13 +18,14 @@ from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.properties import encode_properties
 from mq2mqtt.spool.reader import LaneReader
 from mq2mqtt.spool.watching import Watcher
-from mq2mqtt_mosquitto.control import OperationCode, Result, Stats, encode_operation
+from mq2mqtt_mosquitto.control import ConnectedClient, OperationCode, Result, Stats, encode_operation
 from mq2mqtt_mosquitto.deliveries import Deliveries
 from mq2mqtt_mosquitto.presence import Presence
 from mq2mqtt_mosquitto.session import Session
 from mq2mqtt_mosquitto.table import lane_table
 
 if TYPE_CHECKING:
+    from mq2mqtt.presence import Presence as BridgePresence
     from mq2mqtt.telemetry import Telemetry
 
 __all__ = ["MosquittoHost"]
@@ -35,7 +36,11 @@ _EVENTS_STEP = 256
 _LOOK_SECONDS = 1.0
 _KICK_SECONDS = 5.0
 
-_DROPS = {"dropped_lane_full": DropReason.LANE_FULL, "dropped_too_large": DropReason.TOO_LARGE}
+_DROPS = {
+    "dropped_lane_full": DropReason.LANE_FULL,
+    "dropped_too_large": DropReason.TOO_LARGE,
+    "dropped_not_persistent": DropReason.NOT_PERSISTENT,
+}
 
 _DELIVERIES = {
     Result.DELIVERED: Delivery(Outcome.DELIVERED),
@@ -64,7 +69,9 @@ class MosquittoHost:
         self.watcher = Watcher()
         self._table = b""
         self._deliveries = Deliveries()
-        self._presence = Presence(tell=self._told, ask=self._ask_for_list)
+        self._rules = RuleSet()
+        self._presence = Presence(tell=self._told, ended=self._broker_ended, ask=self._ask_for_list)
+        self._told_to: BridgePresence | None = None
         self._came_or_went = asyncio.Event()
         self._session = Session(settings, self._deliveries, self._presence)
         self._session.told = self._take_stats
@@ -146,6 +153,7 @@ class MosquittoHost:
 
     def go_by(self, rules: RuleSet) -> None:
         """See `mq2mqtt.host.LaneWriter.go_by`."""
+        self._rules = rules
         table = lane_table(self._settings, rules)
         if table != self._table:
             self._table = table
@@ -156,6 +164,15 @@ class MosquittoHost:
         return self._stats.problems.get(rule_id) if self.problem is None else None
 
     # Its life.
+
+    def follow(self, presence: "BridgePresence") -> None:
+        """Go on from what `presence` knows, and tell it when the broker ends. Call it before `start`."""
+        self._told_to = presence
+        known = (
+            ConnectedClient(one.client_id, one.channel_id, one.client_ip, one.connected_ms, one.clean_session)
+            for one in presence.connections.values()
+        )
+        self._presence.know(known, source=presence.source)
 
     def start(self) -> None:
         """Connect, and stay connected; read the hook's events."""
@@ -180,15 +197,19 @@ class MosquittoHost:
         if self.intake is not None:
             self.intake.on_client_event(event)
 
+    def _broker_ended(self, time_ms: int, reason: str, source: int) -> None:
+        self._came_or_went.set()
+        if self._told_to is not None:
+            self._told_to.begin(time_ms=time_ms, reason=reason, source=source)
+
     def _take_stats(self, stats: Stats) -> None:
         before, self._stats = self._stats, stats
-        for (rule_id, name), value in stats.counters.items():
+        for (of, name), value in stats.counters.items():
             # The hook counts anew with its broker.
-            told = before.counters.get((rule_id, name), 0)
+            told = before.counters.get((of, name), 0)
             more = value - told if value >= told else value
-            rule = None if self.telemetry is None else self.telemetry.rules.get(rule_id)
-            if more and rule is not None and name in _DROPS:
-                rule.dropped(_DROPS[name], count=more)
+            if more and name in _DROPS:
+                self._count_drops(of, name, more)
             elif more and name == "events_lost":
                 logger.warning("the hook lost {} client events: its lane was full", more)
         problem = stats.problems.get(EVENTS_LANE)
@@ -196,6 +217,16 @@ class MosquittoHost:
             logger.error("the hook: {}", problem)
         if stats.problems != before.problems or stats.counters.keys() != before.counters.keys():
             self.changed()
+
+    def _count_drops(self, of: str, name: str, count: int) -> None:
+        """Count what the hook dropped of a rule, or (P2P) under a parent topic; the rule may be gone by now."""
+        reason = _DROPS[name]
+        if reason is DropReason.NOT_PERSISTENT:
+            owner = self._rules.parent_rule(of)
+            of = "" if owner is None else owner.id
+        rule = None if self.telemetry is None else self.telemetry.rules.get(of)
+        if rule is not None:
+            rule.dropped(reason, count=count)
 
     async def _follow_events(self) -> None:
         path = self._settings.spool.path / EVENTS_LANE
@@ -209,6 +240,7 @@ class MosquittoHost:
                 complained = True
             except Exception:  # noqa: BLE001 - a task's top edge: presence must go on
                 logger.exception("unexpected error with client events, going on")
+            self._presence.reads(events=False)
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _read_events(self, path: Path) -> None:
@@ -218,12 +250,15 @@ class MosquittoHost:
             return
         try:
             reader = LaneReader(lane)
+            self._presence.reads(events=True)
             try:
                 while True:
                     entries = reader.read(max_messages=_EVENTS_STEP)
                     for entry in entries:
                         self._presence.take(entry.offset, entry.frame)
                     reader.settle([entry.offset for entry in entries])
+                    if not entries:
+                        self._presence.caught_up()
                     await (asyncio.sleep(0) if entries else _wait(reader))
             finally:
                 reader.close()

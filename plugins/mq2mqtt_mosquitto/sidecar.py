@@ -35,6 +35,7 @@ async def serve(settings: Settings, config_file: Path) -> int:
         host = MosquittoHost(settings)
         bridge = Bridge(settings, host, writer=host)
         host.changed = bridge.look
+        host.follow(bridge.presence)
     host.intake, host.telemetry = bridge.intake, bridge.telemetry
     try:
         await bridge.start()

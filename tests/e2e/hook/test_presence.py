@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, says_why, table_of
+from tests.e2e.hook.mosquitto import WELCOME, Mosquitto, Sidecar, says_why, table_of
 from tests.mqtt_client import CONNACK, Client, connect_packet
+from tests.unit.hook.batches import HELLO, Operation
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
@@ -33,6 +34,17 @@ async def test_coming_and_going(broker: Mosquitto) -> None:
     last = broker.events()[-1]
     assert (last["channelId"], last["reason"]) == (again["channelId"], "close" if says_why() else "unknown")
     assert [event["type"] for event in broker.events()] == ["boot", "connect", gone["type"], "connect", "tcpclean"]
+
+
+async def test_a_client_that_sends_nonsense(broker: Mosquitto, sidecar: Sidecar) -> None:
+    welcome = await sidecar.answer(WELCOME, sidecar.send(Operation(HELLO)))
+    device = await broker.connect("dev-1")
+    await broker.event("connect", "dev-1")
+    device.send(b"\xf5\0")
+    await device.wait_closed()
+    told = "invalid" if welcome.body[16] & 1 else "close" if says_why() else "unknown"
+    assert (await broker.event("tcpclean", "dev-1"))["reason"] == told
+    await device.drop()
 
 
 async def test_the_life_of_the_broker(broker: Mosquitto) -> None:

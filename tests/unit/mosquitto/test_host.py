@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from mq2mqtt.settings import Settings
+from mq2mqtt.intake import BridgeIntake
+from mq2mqtt.presence import Connection, Presence
+from mq2mqtt.rules import RuleSet
+from mq2mqtt.settings import Limits, Settings
 from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.reader import LaneReader
+from mq2mqtt.telemetry import Telemetry
 from mq2mqtt_mosquitto.host import MosquittoHost
+from tests.e2e.hook.mosquitto import says_why
 from tests.mosquitto import TOKEN, Mosquitto
 from tests.mqtt_client import Client, publish_packet
 from tests.plain_mosquitto import PlainMosquitto
@@ -38,10 +43,10 @@ class Hosts:
     def new_host(self, *sources: str) -> None:
         self.host = MosquittoHost(self._settings(sources))
         self.go_by(*sources)
-        self.host.start()
 
     async def start(self, *sources: str) -> None:
         self.new_host(*sources)
+        self.host.start()
         await until(lambda: self.host.problem is None)
 
     def go_by(self, *sources: str) -> None:
@@ -120,6 +125,78 @@ async def test_the_reason_while_there_is_no_hook(tmp_path: Path, monkeypatch: py
         broker.start()
         hosts = Hosts(broker.url, spool)
         hosts.new_host()
+        hosts.host.start()
         await until(lambda hosts=hosts, problem=problem: problem in (hosts.host.problem or ""))  # type: ignore[misc]
         await hosts.host.stop()
         broker.kill()
+
+
+class Lives:
+    """What listeners of the core are told: comings, and goings with their reasons, by client and channel."""
+
+    def __init__(self) -> None:
+        self.presence = Presence()
+        self.came: list[Connection] = []
+        self.went: list[tuple[Connection, str]] = []
+        self.presence.listen(came=self.came.append, gone=lambda one, _ms, reason: self.went.append((one, reason)))
+
+    def reasons(self, client_id: str) -> list[str]:
+        return [reason for connection, reason in self.went if connection.client_id == client_id]
+
+    @property
+    def open(self) -> set[str]:
+        return set(self.presence.connections)
+
+
+def _new_life(hosts: Hosts, lives: Lives) -> None:
+    """Begin another sidecar that goes on from what the one before it has noted."""
+    hosts.new_host("a")
+    hosts.host.follow(lives.presence)
+    hosts.host.intake = BridgeIntake(
+        rules=RuleSet(),
+        lanes={},
+        limits=Limits(),
+        host=hosts.host,
+        presence=lives.presence,
+        telemetry=Telemetry(),
+    )
+    hosts.host.start()
+
+
+async def test_every_connection_is_told_once_whoever_was_away(hosts: Hosts, broker: Mosquitto) -> None:
+    lives = Lives()
+    _new_life(hosts, lives)
+    devices = {name: await Client.connect(broker.port, name, clean=False) for name in ("stays", "leaves", "taken")}
+    await until(lambda: lives.open == set(devices))
+    await hosts.host.stop()
+
+    await devices["leaves"].disconnect()
+    short = await Client.connect(broker.port, "short")
+    short.abort()
+    again = await Client.connect(broker.port, "taken")
+    await again.ping()
+    _new_life(hosts, lives)
+    await until(lambda: lives.open == {"stays", "taken"} and lives.reasons("taken") == ["clientId conflict"])
+    why = ("disconnected by client", "closed by client") if says_why() else ("unknown", "unknown")
+    assert (lives.reasons("leaves"), lives.reasons("short")) == ([why[0]], [why[1]])
+    assert [connection.clean_session for connection in lives.came if connection.client_id == "taken"] == [False, True]
+
+    # Broker and sidecar at once.
+    broker.kill()
+    await hosts.host.stop()
+    broker.start()
+    later = await Client.connect(broker.port, "later")
+    _new_life(hosts, lives)
+    await until(lambda: lives.open == {"later"})
+    broker.stop()
+    await until(lambda: lives.open == set())
+    assert [lives.reasons(name)[-1] for name in ("stays", "taken", "later")] == [
+        "broker restarted",
+        "broker restarted",
+        "broker stopped",
+    ]
+    channels = [connection.channel_id for connection in lives.came]
+    assert len(channels) == len(set(channels)) == 6
+    assert sorted(connection.channel_id for connection, _ in lives.went) == sorted(channels)
+    for device in (*devices.values(), again, later):
+        await device.drop()

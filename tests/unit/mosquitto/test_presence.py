@@ -1,10 +1,12 @@
+import contextlib
 import json
+from collections import Counter
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mq2mqtt.message import ClientEvent
+from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt_mosquitto.control import ConnectedClient
 from mq2mqtt_mosquitto.presence import Presence
@@ -15,20 +17,62 @@ def frame(client_id: str, kind: str, channel: str, **more: Any) -> Frame:  # noq
     return Frame(FrameKind.EVENT, 0, 0, client_id, "", b"", json.dumps(payload).encode())
 
 
+class Killed(BaseException):
+    """The end of a sidecar's life, between two things that it tells."""
+
+
 class Table:
-    def __init__(self) -> None:
+    """The core as far as it matters here: notes what it is told, each with its source, in one piece.
+
+    `kill_after`: it ends after so many things told.
+    """
+
+    def __init__(self, *, kill_after: int | None = None) -> None:
         self.told: list[tuple[str, str, str]] = []
+        self.events: list[ClientEvent] = []
+        self.ends: list[tuple[int, str, int]] = []
+        self.known: dict[str, ConnectedClient] = {}
+        self.source = -1
         self.asked = 0
-        self.presence = Presence(tell=self._tell, ask=self._ask)
+        self._kill_after = kill_after
+        self.presence = Presence(tell=self._tell, ended=self._end, ask=self._ask)
 
     def _tell(self, event: ClientEvent) -> None:
         self.told.append((event.client_id, event.type.value, event.channel_id))
+        self.events.append(event)
+        if event.type is ClientEventType.CONNECT:
+            assert event.client_id not in self.known
+            self.known[event.client_id] = ConnectedClient(
+                event.client_id, event.channel_id, event.client_ip, event.time_ms, event.clean_session
+            )
+        elif event.type is ClientEventType.TCPCLEAN:
+            assert self.known.pop(event.client_id).channel_id == event.channel_id
+        assert event.source is not None
+        self._noted(event.source)
+
+    def _end(self, time_ms: int, reason: str, source: int) -> None:
+        self.ends.append((time_ms, reason, source))
+        self.told += [(name, "tcpclean", client.channel_id) for name, client in self.known.items()]
+        self.known.clear()
+        self._noted(source)
+
+    def _noted(self, source: int) -> None:
+        self.source = max(self.source, source)
+        if self._kill_after is not None:
+            self._kill_after -= 1
+            if self._kill_after < 0:
+                raise Killed
 
     def _ask(self) -> None:
         self.asked += 1
 
-    def take(self, offset: int, client_id: str, kind: str, channel: str = "") -> None:
-        self.presence.take(offset, frame(client_id, kind, channel))
+    def know(self, known: dict[str, ConnectedClient], source: int) -> None:
+        """Go on from what another core has noted."""
+        self.known, self.source = dict(known), source
+        self.presence.know(known.values(), source=source)
+
+    def take(self, offset: int, client_id: str, kind: str, channel: str = "", reason: str = "") -> None:
+        self.presence.take(offset, frame(client_id, kind, channel, reason=reason))
 
     @property
     def online(self) -> dict[str, str]:
@@ -65,12 +109,86 @@ def test_a_take_over_in_either_order() -> None:
 
 
 def test_a_broker_that_ends_or_begins_has_no_clients() -> None:
-    for kind in ("boot", "shutdown"):
+    for kind, reason in (("boot", "broker restarted"), ("shutdown", "broker stopped")):
         table = Table()
         table.take(1, "a", "connect", "1")
         table.take(2, "", kind)
         assert table.online == {}
+        assert table.ends == [(5, reason, 2)]
         assert table.told[-1] == ("a", "tcpclean", "1")
+
+
+def test_reasons_and_sources() -> None:
+    table = Table()
+    table.take(1, "a", "connect", "1")
+    table.take(2, "a", "disconnect", "1", "disconnect")
+    table.take(3, "a", "connect", "2")
+    table.take(4, "a", "connect", "3")
+    table.take(5, "a", "tcpclean", "3", "keepalive")
+    for number, word in enumerate(("close", "kick", "invalid", "takeover", "unknown", "else"), 3):
+        table.take(2 * number, "b", "connect", f"b{number}")
+        table.take(2 * number + 1, "b", "tcpclean", f"b{number}", word)
+    assert [(event.type.value, event.reason, event.source) for event in table.events[:7]] == [
+        ("connect", "", 1),
+        ("disconnect", "", 1),
+        ("tcpclean", "disconnected by client", 2),
+        ("connect", "", 3),
+        ("tcpclean", "clientId conflict", 3),
+        ("connect", "", 4),
+        ("tcpclean", "no heart", 5),
+    ]
+    assert [event.reason for event in table.events[8::2]] == [
+        "closed by client",
+        "kicked",
+        "invalid packet",
+        "clientId conflict",
+        "unknown",
+        "unknown",
+    ]
+
+
+def test_what_was_known_before_is_not_told_again() -> None:
+    table = Table()
+    table.know({client.client_id: client for client in listed(a="1", b="2")}, 10)
+    for offset, kind in ((9, "connect"), (10, "tcpclean")):
+        table.take(offset, "a", kind, "1")
+    assert table.online == {"a": "1", "b": "2"}
+    assert table.told == []
+    table.presence.list_asked()
+    table.presence.listed(11, listed(a="1"))
+    assert table.told == [("b", "tcpclean", "2")]
+    assert (table.events[0].reason, table.events[0].source) == ("unknown", 10)
+
+
+def test_a_list_waits_for_the_events_before_it() -> None:
+    for last in ("event", "end"):
+        table = Table()
+        table.take(1, "a", "connect", "1")
+        table.presence.list_asked()
+        table.presence.listed(4, listed(b="3"))
+        assert table.online == {"a": "1"}
+        table.take(2, "a", "disconnect", "1", "disconnect")
+        if last == "event":
+            table.take(4, "c", "connect", "4")
+        else:
+            table.presence.caught_up()
+        assert [kind for name, kind, _ in table.told if name == "a"] == ["connect", "disconnect", "tcpclean"]
+        assert table.online == ({"b": "3", "c": "4"} if last == "event" else {"b": "3"})
+
+
+def test_lists_are_all_there_is_while_events_cannot_be_read() -> None:
+    table = Table()
+    table.presence.list_asked()
+    table.presence.listed(4, listed(a="1"))
+    assert table.online == {}
+    table.presence.reads(events=False)
+    assert table.online == {"a": "1"}
+    table.presence.list_asked()
+    table.presence.listed(6, listed(b="2"))
+    assert table.online == {"b": "2"}
+    table.presence.reads(events=True)
+    table.take(5, "b", "connect", "2")
+    assert table.told == [("a", "connect", "1"), ("a", "tcpclean", "1"), ("b", "connect", "2")]
 
 
 def test_a_list_says_what_was_missed() -> None:
@@ -103,42 +221,92 @@ def test_what_cannot_be_read_changes_nothing() -> None:
     assert table.told == []
 
 
-@settings(deadline=None)
-@given(data=st.data())
-def test_a_list_at_any_moment_leaves_the_truth(data: st.DataObject) -> None:
-    """Events are read with a delay of their own; the list is as of some event, and comes at another."""
-    channel = 0
-    truth: dict[str, str] = {}
-    history: list[tuple[str, str, str]] = []
-    states = [dict(truth)]
-    for name in data.draw(st.lists(st.sampled_from(["a", "b", "c"]), max_size=12)):
-        if name in truth:
-            history.append((name, "tcpclean", truth.pop(name)))
-        else:
-            channel += 1
-            truth[name] = str(channel)
-            history.append((name, "connect", truth[name]))
-        states.append(dict(truth))
-    first = data.draw(st.integers(0, len(history)))  # events before are lost
-    asked = data.draw(st.integers(first, len(history)))
-    taken = data.draw(st.integers(asked, len(history)))
-    as_of = data.draw(st.integers(asked, len(history)))
-    table = Table()
-    for offset in range(first, len(history)):
+class Past:
+    """What a broker wrote, and who was connected before each event."""
+
+    def __init__(self, steps: list[tuple[str, str]]) -> None:
+        truth: dict[str, str] = {}
+        self.events: list[tuple[str, str, str]] = []
+        self.states: list[dict[str, str]] = []
+        channel = 0
+        for name, ending in steps:
+            if name == "boot":
+                self._add(truth, "", "boot", "")
+                truth.clear()
+            elif name in truth and ending != "takeover":
+                self._add(truth, name, ending, truth[name])
+                del truth[name]
+            else:
+                if name in truth:
+                    self._add(truth, name, "tcpclean", truth.pop(name))
+                channel += 1
+                self._add(truth, name, "connect", str(channel))
+                truth[name] = str(channel)
+        self.states.append(truth)
+
+    def _add(self, truth: dict[str, str], name: str, kind: str, channel: str) -> None:
+        self.states.append(dict(truth))
+        self.events.append((name, kind, channel))
+
+
+pasts = st.builds(
+    Past,
+    st.lists(
+        st.tuples(st.sampled_from(["a", "b", "c", "boot"]), st.sampled_from(["tcpclean", "disconnect", "takeover"])),
+        max_size=14,
+    ),
+)
+
+
+def live(table: Table, past: Past, data: st.DataObject, *, first: int, last: int) -> None:
+    """Read the events from `first` to before `last`, with a list as of some event coming at any later one."""
+    asked = data.draw(st.integers(first, last))
+    # It was made in this life, so after all that was told in an earlier one.
+    as_of = data.draw(st.integers(max(asked, table.source + 1), last))
+    answered = data.draw(st.integers(asked, last))
+    for offset in range(first, last + 1):
         if offset == asked:
             table.presence.list_asked()
-        if offset == taken and taken > asked:
-            table.presence.listed(as_of, listed(**states[as_of]))
-        table.take(offset, *history[offset])
-    if not asked < taken < len(history):
-        table.presence.list_asked()
-        table.presence.listed(len(history), listed(**truth))
-    assert table.online == truth
-    online: dict[str, str] = {}
-    for name, kind, told in table.told:
+        if offset == answered:
+            table.presence.listed(as_of, listed(**past.states[as_of]))
+        if offset < last:
+            table.take(offset, *past.events[offset])
+    table.presence.caught_up()
+
+
+@settings(deadline=None)
+@given(past=pasts, data=st.data())
+def test_a_list_at_any_moment_leaves_the_truth(past: Past, data: st.DataObject) -> None:
+    """Events are read with a delay of their own; the list is as of some event, and comes at another."""
+    lost = data.draw(st.integers(0, len(past.events)))
+    table = Table()
+    live(table, past, data, first=lost, last=len(past.events))
+    assert table.online == {name: client.channel_id for name, client in table.known.items()}
+    if lost == 0:
+        assert table.online == past.states[-1]
+
+
+@settings(deadline=None)
+@given(past=pasts, data=st.data())
+def test_every_connection_comes_once_and_goes_once_over_kill_9(past: Past, data: st.DataObject) -> None:
+    told: list[tuple[str, str, str]] = []
+    known: dict[str, ConnectedClient] = {}
+    source, last = -1, 0
+    for _ in range(data.draw(st.integers(0, 3))):
+        table = Table(kill_after=data.draw(st.integers(0, 6)))
+        table.know(known, source)
+        first = data.draw(st.integers(0, last))  # where the cursor was left
+        last = data.draw(st.integers(last, len(past.events)))
+        with contextlib.suppress(Killed):
+            live(table, past, data, first=first, last=last)
+        told += table.told
+        known, source = table.known, table.source
+    table = Table()
+    table.know(known, source)
+    live(table, past, data, first=data.draw(st.integers(0, last)), last=len(past.events))
+    times = Counter(told + table.told)
+    assert table.online == past.states[-1]
+    for name, kind, channel in past.events:
         if kind == "connect":
-            assert name not in online
-            online[name] = told
-        else:
-            assert online.pop(name) == told
-    assert online == truth
+            assert times[name, "connect", channel] == 1
+            assert times[name, "tcpclean", channel] == (0 if past.states[-1].get(name) == channel else 1)
