@@ -1,22 +1,27 @@
 """One message on its way to one or more devices, and the outcome over all of them."""
 
 from collections.abc import Callable
+from typing import Final
 
-from mq2mqtt.host import Delivery, DropReason, Outcome, Settled
+from mq2mqtt.host import Delivery, DropReason, Missed, Outcome, Settled
 from mq2mqtt_amqtt.packets import Frame
 
 __all__ = ["Fanout", "Parcel"]
 
-_RANK = {Outcome.DELIVERED: 0, Outcome.QUEUED: 1, Outcome.DROPPED: 2, Outcome.NO_SUBSCRIBER: 3}
+_RANK: Final = {outcome: rank for rank, outcome in enumerate(Outcome)}
+_KEPT: Final = (DropReason.SLOW_DEVICE, DropReason.DISCONNECTED)
 
 
 class Fanout:
     """Counts the receivers of one message that have not settled; calls `settled` once, with the best outcome."""
 
-    __slots__ = ("_best", "_open", "_settled", "handed")
+    __slots__ = ("_best", "_missed", "_open", "_settled", "handed")
 
-    def __init__(self, settled: Settled, handed: Callable[[], None], *, receivers: int) -> None:
+    def __init__(
+        self, settled: Settled, handed: Callable[[], None], *, receivers: int, missed: Missed | None = None
+    ) -> None:
         self._settled = settled
+        self._missed = missed
         self._open = receivers
         self._best = Delivery(Outcome.NO_SUBSCRIBER)
         self.handed = handed
@@ -29,26 +34,42 @@ class Fanout:
         if not self._open:
             self._settled(self._best)
 
+    def missed(self, client_id: str, qos: int, reason: DropReason) -> None:
+        """A persistent session, one receiver, did not get it: have it kept, or drop it for `reason`."""
+        if self._missed is None:
+            self.done(Outcome.DROPPED, reason)
+        else:
+            self._missed(client_id, qos, self._kept)
+
+    def _kept(self, delivery: Delivery) -> None:
+        self.done(delivery.outcome, delivery.reason)
+
 
 class Parcel:
     """A message for one receiver.
 
     `ready` is false while the broker's plugins are asked whether the receiver may have it: it keeps its place in the
-    order. `settled` parcels are dead: only their packet identifier may still be in use.
+    order. `settled` parcels are dead: only their packet identifier may still be in use. `session` is the client id of
+    a receiver whose session is to get it later when it does not now.
     """
 
-    __slots__ = ("deadline", "fanout", "frame", "ready", "settled")
+    __slots__ = ("deadline", "fanout", "frame", "ready", "session", "settled")
 
-    def __init__(self, fanout: Fanout, frame: Frame, *, ready: bool = True) -> None:
+    def __init__(self, fanout: Fanout, frame: Frame, *, ready: bool = True, session: str | None = None) -> None:
         self.fanout = fanout
         self.frame: Frame | None = frame
         self.ready = ready
+        self.session = session
         self.deadline = 0.0
         self.settled = False
 
     def settle(self, outcome: Outcome, reason: DropReason | None = None) -> None:
         """Report the outcome, once; frees the message."""
-        if not self.settled:
-            self.settled = True
-            self.frame = None
+        if self.settled:
+            return
+        self.settled = True
+        frame, self.frame = self.frame, None
+        if frame is not None and self.session is not None and reason in _KEPT:
+            self.fanout.missed(self.session, frame.qos, reason)
+        else:
             self.fanout.done(outcome, reason)

@@ -22,6 +22,7 @@ from mq2mqtt_amqtt.lifecycle import Lifecycle
 from mq2mqtt_amqtt.packets import Frame, Publish
 from mq2mqtt_amqtt.patch import check_version, replace
 from mq2mqtt_amqtt.retained import Retained
+from mq2mqtt_amqtt.roles import is_kept
 from mq2mqtt_amqtt.subscriptions import Subscriptions
 from mq2mqtt_amqtt.wills import Wills
 
@@ -100,54 +101,76 @@ class AmqttHost:
         *,
         shown_topic: str | None = None,
         handed: Callable[[], None],
-        missed: Missed | None = None,  # noqa: ARG002 - sessions' messages are not kept yet
+        missed: Missed | None = None,
     ) -> None:
         """See `mq2mqtt.host.MqttHost.publish`."""
-        online = self._lifecycle.online
-        receivers: list[tuple[Connection, int]] = []
-        away = 0
-        for session, granted in self._subscriptions.of(message.topic):
-            qos = min(message.qos, granted)
-            connection = online.get(session.client_id or "")
-            if connection is not None:
-                receivers.append((connection, qos))
-            elif qos and not session.clean_session and not session.is_anonymous:
-                away += 1
+        receivers, away = self._receivers(message)
         if not receivers and not away:
             settled(Delivery(Outcome.NO_SUBSCRIBER))
             return
-        fanout = Fanout(settled, handed, receivers=len(receivers) + away)
-        for _ in range(away):
-            fanout.done(Outcome.DROPPED, DropReason.NOT_PERSISTENT)
+        fanout = Fanout(settled, handed, receivers=len(receivers) + len(away), missed=missed)
+        restricted = self.restricted
         frames: dict[int, Frame] = {}
         unasked: list[tuple[Connection, Parcel]] = []
-        for connection, qos in receivers:
+        for connection, qos, kept_for in receivers:
             frame = frames.get(qos)
             if frame is None:
                 frame = frames[qos] = Frame(shown_topic or message.topic, message.payload, qos)
-            parcel = Parcel(fanout, frame, ready=not self.restricted)
+            parcel = Parcel(fanout, frame, ready=not restricted, session=kept_for)
             connection.outbox.send(parcel)
             if not parcel.ready and not parcel.settled:
                 unasked.append((connection, parcel))
-        if unasked:
-            task = asyncio.create_task(self._ask(message.topic, unasked), name="mq2mqtt.receive-acl")
+        if not restricted:
+            for session, qos in away:
+                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+        elif unasked or away:
+            task = asyncio.create_task(self._ask(message.topic, unasked, away, fanout), name="mq2mqtt.receive-acl")
             self._asking.add(task)
             task.add_done_callback(self._asking.discard)
 
-    async def _ask(self, topic: str, receivers: list[tuple[Connection, Parcel]]) -> None:
+    def _receivers(
+        self, message: MqttMessage
+    ) -> tuple[list[tuple[Connection, int, str | None]], list[tuple[Session, int]]]:
+        """Return who is connected, and of the sessions that get it later those that are away, with their QoS.
+
+        Beside each connection is the client id where its session gets later what the connection misses.
+        """
+        online = self._lifecycle.online
+        here: list[tuple[Connection, int, str | None]] = []
+        away: list[tuple[Session, int]] = []
+        for session, granted in self._subscriptions.of(message.topic):
+            client_id = session.client_id or ""
+            qos = min(message.qos, granted)
+            kept = qos > 0 and is_kept(session)
+            connection = online.get(client_id)
+            if connection is not None:
+                here.append((connection, qos, client_id if kept else None))
+            elif kept:
+                away.append((session, qos))
+        return here, away
+
+    async def _ask(
+        self, topic: str, receivers: list[tuple[Connection, Parcel]], away: list[tuple[Session, int]], fanout: Fanout
+    ) -> None:
         """Ask the broker's plugins for each receiver; the parcels keep their places meanwhile."""
         for connection, parcel in receivers:
-            permitted = False
-            try:
-                if connection.session is not None:
-                    permitted = await self._topic_filtering(connection.session, topic, Action.RECEIVE)
-            except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
-                logger.exception("a plugin failed to say whether client {} may receive", connection.client_id)
-            if permitted:
+            if connection.session is not None and await self._may_receive(connection.session, topic):
                 parcel.ready = True
                 connection.outbox.pump()
             else:
                 connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
+        for session, qos in away:
+            if await self._may_receive(session, topic):
+                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+            else:
+                fanout.done(Outcome.DROPPED, DropReason.NOT_AUTHORIZED)
+
+    async def _may_receive(self, session: Session, topic: str) -> bool:
+        try:
+            return await self._topic_filtering(session, topic, Action.RECEIVE)
+        except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
+            logger.exception("a plugin failed to say whether client {} may receive", session.client_id)
+            return False
 
     def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
         """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""

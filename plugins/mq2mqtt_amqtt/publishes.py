@@ -6,6 +6,8 @@ the call that reads the packet.
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol
 
 from loguru import logger
@@ -80,7 +82,8 @@ class Publishes:
         self._releasing: set[int] = set()
         self._unchecked: deque[Publish] = deque()  # bounded: reading pauses at PAUSE_AT
         self._checker: asyncio.Task[None] | None = None
-        self._waiting: dict[asyncio.Future[None], tuple[Publish, TopicRoute, MqttMessage]] = {}
+        # With what is still to be done for a publish, once it waits no more.
+        self._waiting: dict[asyncio.Future[None], tuple[Publish, Callable[[], None]]] = {}
         self._room: asyncio.Future[None] | None = None
 
     def take(self, publish: Publish) -> None:
@@ -167,13 +170,16 @@ class Publishes:
         waiting = intake.accept(route, message) if route.outbound is not None else None
         if waiting is None:
             self._accepted(publish, route, message)
-            return
+        else:
+            self._wait(waiting, publish, partial(self._accepted, publish, route, message))
+
+    def _wait(self, waiting: Awaitable[None], publish: Publish, then: Callable[[], None]) -> None:
         future = asyncio.ensure_future(waiting)
-        self._waiting[future] = (publish, route, message)
+        self._waiting[future] = (publish, then)
         future.add_done_callback(self._wait_ended)
 
     def _wait_ended(self, future: "asyncio.Future[None]") -> None:
-        publish, route, message = self._waiting.pop(future)
+        publish, then = self._waiting.pop(future)
         self._make_room()
         if future.cancelled():
             self._releasing.discard(publish.packet_id)
@@ -181,16 +187,21 @@ class Publishes:
             logger.error("client {}: publish to {} not accepted: {}", self._client_id, publish.topic, error)
             self._routing.fail("a publish could not be accepted")
         else:
-            self._accepted(publish, route, message)
+            then()
 
     def _accepted(self, publish: Publish, route: TopicRoute, message: MqttMessage) -> None:
+        """The outbound rule's lane has it, where there is one."""
         if route.p2p_target is None:
             self._routing.pass_on(publish)
+            self._acknowledge(publish)
+            return
+        self._routing.keep_private(publish)
+        intake = self._routing.intake
+        waiting = intake.deliver_p2p(route, message) if intake is not None else None
+        if waiting is None:
+            self._acknowledge(publish)
         else:
-            self._routing.keep_private(publish)
-            if (intake := self._routing.intake) is not None:
-                intake.deliver_p2p(route, message)
-        self._acknowledge(publish)
+            self._wait(waiting, publish, partial(self._acknowledge, publish))
 
     def _refuse(self, publish: Publish) -> None:
         # MQTT-3.3.5-2: without permission to publish, the server acknowledges all the same, or closes; amqtt does the

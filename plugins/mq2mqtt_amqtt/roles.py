@@ -12,7 +12,7 @@ from mq2mqtt_amqtt.packets import Publish
 if TYPE_CHECKING:
     from mq2mqtt_amqtt.connection import Connection
 
-__all__ = ["Host", "Reason", "Will"]
+__all__ = ["Host", "Reason", "Will", "is_kept"]
 
 
 class Reason(StrEnum):
@@ -63,3 +63,8 @@ class Host(Protocol):
 
     async def finish(self, connection: "Connection") -> None:
         """Publish the will, update session and presence; called once."""
+
+
+def is_kept(session: Session) -> bool:
+    """Whether amqtt keeps a session while its client is away: with cleanSession=false, unless marked anonymous."""
+    return not session.clean_session and not session.is_anonymous

@@ -4,6 +4,8 @@ amqtt hands them to its routing unchecked. Here the ACL comes first, and the rul
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from amqtt.broker import Broker
@@ -62,13 +64,20 @@ class Wills:
             connection.clean_session,
         )
         waiting = intake.accept(route, message, will=True) if route.outbound is not None else None
+        hand_over = partial(intake.deliver_p2p, route, message) if private else _nothing
+        self._wait(waiting, connection.client_id, hand_over)
+
+    def _wait(
+        self, waiting: Awaitable[None] | None, client_id: str, then: Callable[[], Awaitable[None] | None]
+    ) -> None:
+        """Let `waiting` come to its end, unless too many wills wait already, then wait for what `then` returns."""
         if waiting is None:
-            if private:
-                intake.deliver_p2p(route, message)
+            if then is not _nothing:
+                self._wait(then(), client_id, _nothing)
             return
         future = asyncio.ensure_future(waiting)
         if len(self._waiting) >= MAX_WAITING:
-            logger.warning("client {}: will dropped, {} already wait", connection.client_id, MAX_WAITING)
+            logger.warning("client {}: will dropped, {} already wait", client_id, MAX_WAITING)
             future.cancel()
             return
         self._waiting.add(future)
@@ -78,9 +87,9 @@ class Wills:
             if done.cancelled():
                 return
             if error := done.exception():
-                logger.error("client {}: will not accepted: {}", connection.client_id, error)
-            elif private:
-                intake.deliver_p2p(route, message)
+                logger.error("client {}: will not accepted: {}", client_id, error)
+            else:
+                self._wait(None, client_id, then)
 
         future.add_done_callback(accepted)
 
@@ -94,3 +103,7 @@ class Wills:
         """Give up the wills that still wait."""
         for future in tuple(self._waiting):
             future.cancel()
+
+
+def _nothing() -> None:
+    """What is left to do with a will that only a lane takes."""

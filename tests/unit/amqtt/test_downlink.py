@@ -89,11 +89,68 @@ async def test_who_is_away(world: World) -> None:
     await device.subscribe(("into/a", 1))
     await device.disconnect()
     await until(lambda: not world.host.is_online("persistent"))
-    assert await world.publish("into/a").outcome() == ("dropped", "not_persistent")
+    assert await world.publish("into/a").outcome() == ("queued", None)
     assert await world.publish("into/a", qos=0).outcome() == ("no_subscriber", None)
     online = await world.client("online")
     await online.subscribe(("into/#", 1))
     assert await world.publish("into/a").outcome() == DELIVERED
+
+
+async def test_a_persistent_session_misses_what_it_does_not_acknowledge(world: World) -> None:
+    silent = await world.client("silent", clean=False, acknowledge=False)
+    await silent.subscribe(("into/#", 1))
+    clean = await world.client("clean", acknowledge=False)
+    await clean.subscribe(("into/two", 1))
+    late = world.publish("into/one", qos=2)
+    both = world.publish("into/two")
+    gone = world.publish("into/three")
+    unacknowledged = world.publish("into/one", qos=0)
+    private = world.deliver("silent", "into/p2p/silent")
+    assert await unacknowledged.outcome() == DELIVERED
+    await silent.wait_messages(4)
+    assert not late.missed
+    assert await late.outcome() == ("queued", None)
+    assert await both.outcome() == ("queued", None)
+    assert late.missed == both.missed == [("silent", 1)]
+    assert await private.outcome() == SLOW
+    silent.abort()
+    assert await gone.outcome() == ("queued", None)
+    assert gone.missed == [("silent", 1)]
+    assert not unacknowledged.missed
+
+
+async def test_what_a_connection_leaves_unacknowledged_is_missed(world: World) -> None:
+    device = await world.client("dev", clean=False, acknowledge=False)
+    await device.subscribe(("into/#", 2))
+    receipts = [world.publish("into/a", qos=qos) for qos in (1, 2)]
+    await device.wait_messages(2)
+    device.abort()
+    assert [await receipt.outcome() for receipt in receipts] == [("queued", None)] * 2
+    assert [receipt.missed for receipt in receipts] == [[("dev", 1)], [("dev", 2)]]
+
+
+async def test_what_a_session_may_not_receive_it_does_not_miss(start_world: StartWorld) -> None:
+    world = await start_world(plugins={AUTH: {"allow_anonymous": True}, ACL: {}})
+    device = await world.client("dev", clean=False)
+    await device.subscribe(("into/#", 1))
+    assert await world.publish("into/secret").outcome() == ("dropped", "not_authorized")
+    await device.disconnect()
+    await until(lambda: not world.host.is_online("dev"))
+    assert await world.publish("into/secret").outcome() == ("dropped", "not_authorized")
+    kept = world.publish("into/a")
+    assert await kept.outcome() == ("queued", None)
+    assert kept.missed == [("dev", 1)]
+
+
+async def test_an_anonymous_session_misses_nothing(start_world: StartWorld) -> None:
+    world = await start_world(plugins={"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}})
+    device = await world.client("dev", clean=False, acknowledge=False)
+    await device.subscribe(("into/#", 1))
+    receipt = world.publish("into/a")
+    await device.wait_messages(1)
+    device.abort()
+    assert await receipt.outcome() == ("dropped", "disconnected")
+    assert await world.publish("into/a").outcome() == ("no_subscriber", None)
 
 
 async def test_nothing_is_settled_before_the_last_acknowledgement(world: World) -> None:
@@ -160,7 +217,7 @@ async def test_a_cut_connection_settles_and_nothing_is_sent_again(world: World) 
     receipt = world.publish("into/a", qos=1)
     await device.wait_messages(1)
     device.abort()
-    assert await receipt.outcome() == ("dropped", "disconnected")
+    assert await receipt.outcome() == ("queued", None)
     assert not world.broker.sessions["dev"][0].inflight_out
     again = await world.client("dev", clean=False)
     assert await world.publish("into/a", b"new", qos=1).outcome() == DELIVERED

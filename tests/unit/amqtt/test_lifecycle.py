@@ -235,6 +235,18 @@ async def test_a_p2p_will_goes_to_its_target_alone(world: World) -> None:
     assert not world.broker.retained_messages
 
 
+async def test_a_p2p_will_waits_to_be_kept(world: World) -> None:
+    world.intake.full.add("lane")
+    world.intake.relay_is_full = True
+    device = await world.client("dev", clean=False, will=("lane/p2p/target", b"gone", 1, False))
+    device.abort()
+    await until(lambda: world.intake.told("dev") == ["connect", "tcpclean"])
+    world.intake.make_space()
+    await until(lambda: bool(world.intake.unkept))
+    world.intake.keep_private()
+    assert [(to, m.payload, m.clean_session) for to, m in world.intake.private] == [("target", b"gone", False)]
+
+
 async def test_a_will_waits_for_its_lane(world: World) -> None:
     world.intake.full.add("lane")
     device = await world.client("dev", will=("lane/p2p/target", b"gone", 1, False))

@@ -245,6 +245,37 @@ async def test_p2p_under_an_inbound_parent_topic_is_private_but_not_exported(wor
     assert not world.intake.lanes
 
 
+@pytest.mark.parametrize("qos", [1, 2])
+@pytest.mark.parametrize("parent", ["into", "lane"])
+async def test_p2p_is_acknowledged_when_it_is_kept(world: World, parent: str, qos: int) -> None:
+    device = await world.client("dev", clean=False)
+    world.intake.full.add("lane")
+    world.intake.relay_is_full = True
+    device.send(publish_packet(f"{parent}/p2p/target", b"x", qos=qos, packet_id=1))
+    if qos == 2:
+        await device.wait_packet(PUBREC, 1)
+        device.send(ack_packet(PUBREL, 1))
+    await device.ping()
+    world.intake.make_space()
+    await device.ping()
+    assert not device.packets
+    world.intake.keep_private()
+    await device.wait_packet(PUBACK if qos == 1 else PUBCOMP, 1)
+    assert [(to, m.payload) for to, m in world.intake.private] == [("target", b"x")]
+    assert len(world.intake.lane("lane")) == (parent == "lane")
+
+
+async def test_p2p_that_waits_to_be_kept_is_given_up_with_its_connection(world: World) -> None:
+    device = await world.client("dev", clean=False)
+    world.intake.relay_is_full = True
+    device.send(publish_packet("into/p2p/target", b"x", qos=1, packet_id=1))
+    await until(lambda: bool(world.intake.unkept))
+    device.abort()
+    await until(lambda: world.intake.told("dev") == ["connect", "tcpclean"])
+    world.intake.keep_private()
+    assert not world.intake.private
+
+
 async def test_p2p_waits_for_the_lane(world: World) -> None:
     device = await world.client("dev")
     world.intake.full.add("lane")

@@ -6,7 +6,7 @@ from typing import Any
 
 from amqtt.broker import Broker
 
-from mq2mqtt.host import Delivery, TopicRoute
+from mq2mqtt.host import Delivery, Outcome, Settled, TopicRoute
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.topics import p2p_address
 from mq2mqtt_amqtt.host import AmqttHost
@@ -24,6 +24,8 @@ class ListIntake:
         self.waiting: list[tuple[MqttMessage, asyncio.Future[None]]] = []
         self.wills: list[MqttMessage] = []
         self.private: list[tuple[str | None, MqttMessage]] = []
+        self.relay_is_full = False
+        self.unkept: list[tuple[str | None, MqttMessage, asyncio.Future[None]]] = []
         self.events: list[ClientEvent] = []
         self.max_payload: int | None = None
 
@@ -63,8 +65,22 @@ class ListIntake:
                 self.lane(message.topic.partition("/")[0]).append(message)
                 future.set_result(None)
 
-    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> None:
-        self.private.append((route.p2p_target, message))
+    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> Awaitable[None] | None:
+        if not self.relay_is_full:
+            self.private.append((route.p2p_target, message))
+            return None
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unkept.append((route.p2p_target, message, future))
+        return future
+
+    def keep_private(self) -> None:
+        """Take the P2P messages that wait to be kept."""
+        self.relay_is_full = False
+        unkept, self.unkept = self.unkept, []
+        for target, message, future in unkept:
+            if not future.done():
+                self.private.append((target, message))
+                future.set_result(None)
 
     def on_client_event(self, event: ClientEvent) -> None:
         self.events.append(event)
@@ -125,7 +141,7 @@ class World:
     def publish(self, topic: str, payload: bytes = b"x", *, qos: int = 1, shown: str | None = None) -> "Receipt":
         receipt = Receipt()
         message = MqttMessage(topic, payload, qos)
-        self.host.publish(message, receipt.settled, shown_topic=shown, handed=receipt.hand)
+        self.host.publish(message, receipt.settled, shown_topic=shown, handed=receipt.hand, missed=receipt.miss)
         return receipt
 
     def deliver(self, client_id: str, topic: str, payload: bytes = b"x", *, qos: int = 1) -> "Receipt":
@@ -140,12 +156,17 @@ class Receipt:
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.handed = 0
+        self.missed: list[tuple[str, int]] = []
 
     def settled(self, delivery: Delivery) -> None:
         self.deliveries.append(delivery)
 
     def hand(self) -> None:
         self.handed += 1
+
+    def miss(self, client_id: str, qos: int, settled: Settled) -> None:
+        self.missed.append((client_id, qos))
+        settled(Delivery(Outcome.QUEUED))
 
     async def outcome(self) -> tuple[str, str | None]:
         """Wait until it is settled, which happens once."""
