@@ -14,10 +14,11 @@ from mq2mqtt.quickstart import ports
 from mq2mqtt.quickstart.cluster import broker_addresses, create_topic
 from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer
 from mq2mqtt.quickstart.jars import rocketmq_jars
-from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_postgresql
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
 from tests.new_bridge import HOSTS, choose_host
 from tests.own_ports import take_own_ports
+from tests.postgresql import PostgreSQL
 
 MakeTopic = Callable[..., Awaitable[str]]
 """`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""
@@ -184,3 +185,16 @@ async def own_rocketmq(start_rocketmq: StartRocketMQ) -> RocketMQ:
 def free_port() -> int:
     """Name a TCP port that is free on 127.0.0.1, outside the range that outgoing connections use."""
     return ports.free_port()
+
+
+@pytest.fixture(scope="session")
+def postgresql(say: Callable[[str], None]) -> Iterator[PostgreSQL]:
+    """The PostgreSQL that tests share, each with a database of its own; who stops it starts it again."""
+    try:
+        asyncio.run(require_postgresql(say))
+    except PrerequisiteError as exc:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no PostgreSQL to test with: {exc}", pytrace=False)
+        pytest.skip(f"no PostgreSQL to test with: {exc}")
+    with PostgreSQL() as server:
+        yield server

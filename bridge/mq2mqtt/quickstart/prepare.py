@@ -1,4 +1,7 @@
-"""`python -m mq2mqtt.quickstart.prepare`: get what a RocketMQ on the JVM and Mosquitto's hook need; starts neither."""
+"""`python -m mq2mqtt.quickstart.prepare`: get what RocketMQ on the JVM and Mosquitto's hook need, and PostgreSQL.
+
+Starts none of them.
+"""
 
 import argparse
 import asyncio
@@ -6,7 +9,13 @@ import sys
 from collections.abc import Coroutine
 
 from mq2mqtt.quickstart.jars import rocketmq_jars
-from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_mosquitto, require_programs
+from mq2mqtt.quickstart.prerequisites import (
+    PrerequisiteError,
+    require_java,
+    require_mosquitto,
+    require_postgresql,
+    require_programs,
+)
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 
 __all__ = ["main"]
@@ -20,14 +29,17 @@ def main() -> int:
         "--rocketmq-version", action="append", default=[], metavar="VERSION", help="also fetched; may be repeated"
     )
     parser.add_argument("--mosquitto", action="store_true", help="also Mosquitto, and what its hook is built with")
+    parser.add_argument("--postgresql", action="store_true", help="also a PostgreSQL server")
     return asyncio.run(_prepare(parser.parse_args()))
 
 
 async def _prepare(arguments: argparse.Namespace) -> int:
-    # The second is of use without the first.
+    # Each is of use without the others.
     found = [await _managed(_rocketmq(arguments.programs, {DEFAULT_VERSION, *arguments.rocketmq_version}))]
     if arguments.mosquitto:
         found.append(await _managed(require_mosquitto(_say)))
+    if arguments.postgresql:
+        found.append(await _managed(require_postgresql(_say)))
     return 0 if all(found) else 2
 
 

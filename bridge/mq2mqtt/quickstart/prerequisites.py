@@ -1,4 +1,7 @@
-"""What RocketMQ on a plain JVM and Mosquitto's hook need: found, installed by root with apt, or named in one line."""
+"""What RocketMQ on a plain JVM, Mosquitto's hook and the tests' PostgreSQL need.
+
+Found, installed by root with apt, or named in one line.
+"""
 
 import asyncio
 import contextlib
@@ -12,7 +15,15 @@ from pathlib import Path
 
 from mq2mqtt.errors import BridgeError
 
-__all__ = ["PrerequisiteError", "Say", "find_program", "require_java", "require_mosquitto", "require_programs"]
+__all__ = [
+    "PrerequisiteError",
+    "Say",
+    "find_program",
+    "require_java",
+    "require_mosquitto",
+    "require_postgresql",
+    "require_programs",
+]
 
 Say = Callable[[str], None]
 """Shows one line of progress to the user."""
@@ -27,12 +38,17 @@ _PACKAGES = {
     "cc": "gcc",
     "stdlib.h": "libc6-dev",
     "make": "make",
+    "initdb": "postgresql",
+    "postgres": "postgresql",
 }
+_SERVICES = frozenset({"mosquitto", "postgresql"})
 _ROCKETMQS_OWN = frozenset({"java", "mvn"})
 _HOOK_BUILD = ("cc", "make", "mosquitto_plugin.h", "stdlib.h")
 _INCLUDES = (Path("/usr/include"), Path("/usr/local/include"))
 # Where Debian has daemons, which only root's PATH names.
 _SYSTEM_PROGRAMS = "/usr/local/sbin:/usr/sbin"
+# Where Debian has PostgreSQL's, which no PATH names; by version.
+_POSTGRESQL = Path("/usr/lib/postgresql")
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
@@ -68,6 +84,15 @@ async def require_mosquitto(say: Say, *, build: bool = True) -> str:
     return str(find_program("mosquitto"))
 
 
+async def require_postgresql(say: Say) -> None:
+    """Make sure that a PostgreSQL server can be started here.
+
+    Raises:
+        PrerequisiteError: it is missing and could not be installed.
+    """
+    await require_programs(["initdb", "postgres"], say)
+
+
 async def require_programs(programs: Iterable[str], say: Say) -> None:
     """Make sure that `programs` are on the PATH, and C headers (`stdlib.h`) there; as root on Debian, install them.
 
@@ -86,7 +111,8 @@ async def require_programs(programs: Iterable[str], say: Say) -> None:
 
 def find_program(name: str) -> str | None:
     """Return the file of a program on the PATH, or where daemons are."""
-    return shutil.which(name) or shutil.which(name, path=_SYSTEM_PROGRAMS)
+    places = [_SYSTEM_PROGRAMS, *map(str, sorted(_POSTGRESQL.glob("*/bin"), reverse=True))]
+    return shutil.which(name) or shutil.which(name, path=":".join(places))
 
 
 def _is_missing(name: str) -> bool:
@@ -97,17 +123,21 @@ def _is_missing(name: str) -> bool:
 
 def _advice(programs: Iterable[str]) -> str:
     names = list(programs)
-    advice = f"`apt install {' '.join(_PACKAGES[name] for name in names)}`"
+    advice = f"`apt install {' '.join(_packages(names))}`"
     if _ROCKETMQS_OWN.isdisjoint(names):
         return advice
     return f"{advice}, or name a RocketMQ that runs already: --rocketmq HOST:PORT"
 
 
+def _packages(programs: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(_PACKAGES[name] for name in programs))
+
+
 async def _apt_install(programs: list[str], say: Say) -> None:
-    packages = [_PACKAGES[program] for program in programs]
+    packages = _packages(programs)
     say(f"installing {' '.join(packages)} with apt")
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    with _services_stay_down() if "mosquitto" in packages else contextlib.nullcontext():
+    with contextlib.nullcontext() if _SERVICES.isdisjoint(packages) else _services_stay_down():
         for command in (["apt-get", "update"], install):
             problem = await _run_apt(command, say)
             if problem is not None:
@@ -130,7 +160,7 @@ async def _run_apt(command: list[str], say: Say) -> str | None:
 
 @contextlib.contextmanager
 def _services_stay_down() -> Iterator[None]:
-    """Let no package that is installed now start its service: Debian's Mosquitto would take port 1883."""
+    """Let no package that is installed now start its service: Mosquitto would take port 1883, PostgreSQL 5432."""
     try:
         with _POLICY.open("x") as file:
             file.write(

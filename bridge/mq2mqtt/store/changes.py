@@ -132,7 +132,7 @@ class ConnectChanges:
         .where(connects.c.node == bindparam("n"))
         .order_by(connects.c.connected_ms.desc())
         .limit(1)
-        .offset(bindparam("kept"))
+        .offset(bindparam("skip"))
         .scalar_subquery(),
     )
 
@@ -164,7 +164,7 @@ class ConnectChanges:
             ],
         )
         yield self._FORGET_OLDEST, [{"n": node, "c": client} for client in sorted({key[0] for key in self._began})]
-        yield self._TRIM, [] if self._kept is None else [{"n": node, "kept": self._kept}]
+        yield self._TRIM, [] if self._kept is None else [{"n": node, "skip": self._kept - 1}]
 
 
 class Batch:

@@ -11,9 +11,9 @@ from mq2mqtt.store.database import Database
 from mq2mqtt.store.tables import connects
 from mq2mqtt.store.writer import Writer
 
-__all__ = ["SqlConnectStore"]
+__all__ = ["CONNECTS_KEPT", "SqlConnectStore"]
 
-_CONNECTS_KEPT: Final = 1_000_000
+CONNECTS_KEPT: Final = 1_000_000
 """Of all clients of a node: ids that never come back would fill the disk."""
 _TRIM_EVERY: Final = 1000
 
@@ -28,11 +28,10 @@ _OF_CLIENT: Final = (
 class SqlConnectStore:
     """See `mq2mqtt.store.ConnectStore`."""
 
-    def __init__(self, database: Database, writer: Writer, *, node: str, kept: int = _CONNECTS_KEPT) -> None:
+    def __init__(self, database: Database, writer: Writer, *, node: str) -> None:
         self._database = database
         self._writer = writer
         self._node = node
-        self._kept = kept
         self._until_trim = _TRIM_EVERY
 
     def began(self, connect: Connect) -> None:
@@ -43,7 +42,7 @@ class SqlConnectStore:
         self._until_trim -= 1
         if self._until_trim == 0:
             self._until_trim = _TRIM_EVERY
-            self._submit(lambda batch: batch.connects.trim(self._kept))
+            self._submit(lambda batch: batch.connects.trim(CONNECTS_KEPT))
 
     def ended(self, client_id: str, channel_id: str, *, ended_ms: int, reason: str) -> None:
         """See the protocol."""

@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError,
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mq2mqtt.errors import ConfigError, StoreError, UnstorableError
-from mq2mqtt.store.migrations import migrate
+from mq2mqtt.store.migrations import MIGRATIONS, Migration, migrate
 
 __all__ = ["Database"]
 
@@ -75,7 +75,7 @@ class Database:
             **options,
         )
 
-    async def open(self) -> None:
+    async def open(self, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Make the database ready: its directory, its tables.
 
         Raises:
@@ -85,16 +85,16 @@ class Database:
         try:
             if self.dialect == "sqlite":
                 self._lock = _own_file(Path(str(self._url.database)), self._node)
-            while await self._migrate():
+            while await self._migrate(migrations):
                 pass
         except BaseException:
             await self.close()
             raise
 
-    async def _migrate(self) -> bool:
+    async def _migrate(self, migrations: Sequence[Migration]) -> bool:
         try:
             async with self._writer.begin() as connection:
-                return await connection.run_sync(migrate)
+                return await connection.run_sync(migrate, migrations)
         except (SQLAlchemyError, OSError) as error:
             place = self._url.render_as_string(hide_password=True)
             raise StoreError(f"store.url: {place}: {_words(error)}") from error

@@ -76,7 +76,7 @@ MIGRATIONS: Final[Sequence[Migration]] = (_first_tables,)
 """The first one makes version 1."""
 
 
-def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> bool:
+def migrate(connection: Connection, migrations: Sequence[Migration]) -> bool:
     """Do the next migration, in the transaction that `connection` is in; return whether there was one to do.
 
     Bridges that start at once do it one after the other: the transaction holds a lock until it ends.

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.quickstart import prerequisites
-from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_mosquitto, require_programs
+from mq2mqtt.quickstart.prerequisites import (
+    PrerequisiteError,
+    find_program,
+    require_java,
+    require_mosquitto,
+    require_postgresql,
+    require_programs,
+)
 
 
 @pytest.fixture
@@ -15,6 +22,7 @@ def bin_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(prerequisites, "_SYSTEM_PROGRAMS", str(tmp_path))
     monkeypatch.setattr(prerequisites, "_INCLUDES", (tmp_path,))
+    monkeypatch.setattr(prerequisites, "_POSTGRESQL", tmp_path / "postgresql")
     monkeypatch.setattr(prerequisites, "_POLICY", tmp_path / "policy-rc.d")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     return tmp_path
@@ -101,3 +109,17 @@ async def test_a_mosquitto_from_apt_does_not_start_its_service(
     assert await require_mosquitto(shown.append, build=False) == str(bin_directory / "mosquitto")
     assert (shown[-1] == "  Setting up: 101") is not own_policy
     assert policy.exists() is own_policy
+
+
+async def test_postgresql_is_found_where_debian_has_it(bin_directory: Path) -> None:
+    with pytest.raises(PrerequisiteError) as caught:
+        await require_postgresql(lambda _: None)
+    assert str(caught.value) == "missing here: initdb, postgres; `apt install postgresql`"
+
+    for version in ("13", "15"):
+        directory = bin_directory / "postgresql" / version / "bin"
+        directory.mkdir(parents=True)
+        program(directory, "initdb", "")
+        program(directory, "postgres", "")
+    await require_postgresql(lambda _: None)
+    assert find_program("postgres") == str(bin_directory / "postgresql" / "15" / "bin" / "postgres")
