@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from mq2mqtt import __version__
 from mq2mqtt.host import DropReason
-from mq2mqtt.telemetry import Direction, Histogram, ReloadOutcome, RuleState, RuleTelemetry, Telemetry
+from mq2mqtt.telemetry import Direction, Ending, Histogram, ReloadOutcome, RuleState, RuleTelemetry, Telemetry
 
 __all__ = ["METRICS", "build_registry", "markdown"]
 
@@ -46,7 +46,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_consumer_lag": ("gauge", ("rule",), "Messages in RocketMQ behind the committed offsets."),
     "mq2mqtt_rule_up": ("gauge", ("rule",), "1 while the last send, fetch or probe succeeded; only enabled rules."),
     "mq2mqtt_connected_clients": ("gauge", (), "MQTT clients connected now."),
-    "mq2mqtt_offline_messages": ("gauge", (), "Messages waiting for clients that are away."),
+    "mq2mqtt_offline_messages": ("gauge", (), "Messages kept for clients, until they are delivered."),
+    "mq2mqtt_offline_total": ("counter", ("outcome",), "Messages kept for clients, by what became of them."),
     "mq2mqtt_parked_messages": ("gauge", ("rule",), "Messages put aside because they can never go on as they are."),
     "mq2mqtt_auth_total": ("counter", ("mode", "outcome"), "Logins decided by the bridge's own authentication."),
     "mq2mqtt_reload_total": (
@@ -71,11 +72,18 @@ _DOWNLINK_OUTCOMES = {
     "received": "came from RocketMQ",
     "delivered": "at least one device has it (QoS 0: it was written to the connection)",
     "no_subscriber": "no client subscribes to its topic",
-    "queued": "kept for a client that is away; not in this version",
-    "expired": "its time was over before it could be delivered; not in this version",
+    "queued": "kept for a client that is away, or did not acknowledge",
+    "expired": "its time was over before it could be delivered or kept",
     "parked": "put aside: its topic or size is impossible in MQTT, or over a limit that is set",
     "skipped": "a bridge sent it (loop guard)",
     "dropped": "nobody got it; the reason is counted",
+}
+_OFFLINE_OUTCOMES = {
+    "stored": "in the database",
+    Ending.DELIVERED: "its client has it",
+    Ending.EXPIRED: "its time, or `offline.retention`, was over",
+    Ending.EVICTED: "made room for a newer one: `offline.per_client`, `offline.total`",
+    Ending.DROPPED: "cannot be delivered to its client; `mq2mqtt_dropped_total` has the reason",
 }
 _REASONS = {
     DropReason.LANE_FULL: "uplink: a QoS 0 publish found the lane full",
@@ -104,6 +112,8 @@ _INVARIANTS = (
     "- uplink: `accepted = sent + parked + lane_messages`; `accepted` starts with the messages found in the lane",
     "- downlink: `received = delivered + no_subscriber + queued + expired + parked + skipped + dropped + in_flight`;",
     "  a message counts once, with the best outcome of its receivers (delivered, queued, dropped)",
+    "- kept messages: `stored = delivered + expired + evicted + dropped + mq2mqtt_offline_messages`; `stored` starts",
+    "  with the messages found in the database",
     "",
     "<!-- Generated from bridge/mq2mqtt/metrics.py; a test compares. -->",
 )
@@ -144,7 +154,9 @@ class _BridgeCollector(Collector):
             (((r.rule_id,), int(r.up)) for r in self._telemetry.told if r.state in (RuleState.UP, RuleState.DOWN)),
         )
         yield _gauge("mq2mqtt_connected_clients", [((), self._connected_clients())])
-        yield _gauge("mq2mqtt_offline_messages", [((), 0)])
+        yield _gauge("mq2mqtt_offline_messages", [((), self._telemetry.offline.messages)])
+        kept = self._telemetry.offline.outcomes
+        yield _counter("mq2mqtt_offline_total", (((k,), kept[k]) for k in _OFFLINE_OUTCOMES))
         yield _gauge("mq2mqtt_parked_messages", (((r.rule_id,), r.parked_messages) for r in rules))
         yield _counter("mq2mqtt_auth_total", ())
         yield _counter("mq2mqtt_reload_total", (((k,), self._telemetry.reloads[k]) for k in ReloadOutcome))
@@ -214,6 +226,8 @@ def markdown() -> str:
     lines += ["", "## Outcomes", "", "| direction | outcome | meaning |", "|---|---|---|"]
     for direction, outcomes in (("uplink", _UPLINK_OUTCOMES), ("downlink", _DOWNLINK_OUTCOMES)):
         lines += [f"| {direction} | `{outcome}` | {text} |" for outcome, text in outcomes.items()]
+    lines += ["", "## Outcomes of `mq2mqtt_offline_total`", "", "| outcome | meaning |", "|---|---|"]
+    lines += [f"| `{outcome}` | {text} |" for outcome, text in _OFFLINE_OUTCOMES.items()]
     lines += ["", "## Reasons of `mq2mqtt_dropped_total`", "", "| reason | meaning |", "|---|---|"]
     lines += [f"| `{reason}` | {text} |" for reason, text in _REASONS.items()]
     return "\n".join([*lines, "", *_INVARIANTS]) + "\n"

@@ -15,7 +15,17 @@ from loguru import logger
 
 from mq2mqtt.host import Delivery, DropReason, Outcome
 
-__all__ = ["Direction", "Histogram", "ReloadOutcome", "RuleState", "RuleTelemetry", "Telemetry", "Trouble"]
+__all__ = [
+    "Direction",
+    "Ending",
+    "Histogram",
+    "OfflineTelemetry",
+    "ReloadOutcome",
+    "RuleState",
+    "RuleTelemetry",
+    "Telemetry",
+    "Trouble",
+]
 
 _LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -55,6 +65,15 @@ class Trouble(StrEnum):
     PREDECESSOR = "predecessor"
     HOST = "host"
     STORE = "store"
+
+
+class Ending(StrEnum):
+    """How a kept message left the store: value of the label `outcome` of `mq2mqtt_offline_total`."""
+
+    DELIVERED = "delivered"
+    EXPIRED = "expired"
+    EVICTED = "evicted"
+    DROPPED = "dropped"
 
 
 # Not of RocketMQ's side.
@@ -224,6 +243,31 @@ class RuleTelemetry:
         return {"id": self.rule_id, "state": self.state, "reason": self.reason, "since": since.replace("+00:00", "Z")}
 
 
+class OfflineTelemetry:
+    """Counters of the messages kept for clients, over all rules; `messages` are kept now."""
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.outcomes: Counter[str] = Counter()
+
+    def found(self, count: int) -> None:
+        """So many messages are in the store at the start."""
+        self.outcomes["stored"] += count
+        self.messages += count
+        if count:
+            logger.info("{} messages are kept for clients that were away", count)
+
+    def stored(self) -> None:
+        """A message is in the store."""
+        self.outcomes["stored"] += 1
+        self.messages += 1
+
+    def left(self, ending: Ending) -> None:
+        """A message has left the store."""
+        self.outcomes[ending] += 1
+        self.messages -= 1
+
+
 class Telemetry:
     """All rules' telemetry, in the order of the configuration; what only drains comes last.
 
@@ -234,6 +278,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.rules: dict[str, RuleTelemetry] = {}
         self.successors: dict[str, RuleTelemetry] = {}
+        self.offline = OfflineTelemetry()
         self.reloads: Counter[ReloadOutcome] = Counter()
         self.configured_at = time.time()
 

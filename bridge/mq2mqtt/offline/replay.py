@@ -1,0 +1,279 @@
+"""Kept messages to those who are back: in batches, oldest first, while live messages go on."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from loguru import logger
+
+from mq2mqtt import expiry
+from mq2mqtt.errors import StoreError
+from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
+from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer
+from mq2mqtt.offline.shelf import Shelf, message_of
+from mq2mqtt.store import StoredMessage
+from mq2mqtt.telemetry import Ending
+
+__all__ = ["AWAY", "Replay"]
+
+AWAY: Final = frozenset((DropReason.NOT_PERSISTENT, DropReason.SLOW_DEVICE, DropReason.DISCONNECTED))
+"""Drops that another attempt may mend; what is dropped for another reason can never be delivered."""
+
+CONFIRM_SECONDS: Final = 5.0
+"""Where nobody sees a device's acknowledgement: for so long its connection has to last after a message."""
+
+_READERS = 4
+_RETRY_SECONDS = 1.0
+
+
+class _Flight:
+    """A kept message that the host has: `channel_id` is the connection that it is for."""
+
+    __slots__ = ("batch", "channel_id", "landed", "message", "told")
+
+    def __init__(
+        self, message: StoredMessage, channel_id: str, batch: "_Batch | None", told: Callable[[Delivery], None] | None
+    ) -> None:
+        self.message = message
+        self.channel_id = channel_id
+        self.batch = batch
+        self.told = told
+        self.landed = False
+
+
+class _Batch:
+    """Messages of one client that are handed over together; `flying` of them have not landed."""
+
+    __slots__ = ("flying",)
+
+    def __init__(self, flying: int) -> None:
+        self.flying = flying
+
+
+class Replay:
+    """Hands kept messages over to clients that are connected.
+
+    A message leaves the store when its client has acknowledged it. On a host that does not see that, it leaves when
+    the connection that it was handed to is still the same `CONFIRM_SECONDS` later.
+    """
+
+    def __init__(self, shelf: Shelf, host: MqttHost) -> None:
+        self._shelf = shelf
+        self._host = host
+        self._pacer = Pacer()
+        self._channels: dict[str, str] = {}
+        self._busy: set[str] = set()
+        # In the order of the time at which they are confirmed; bounded by what is handed over in that time.
+        self._unconfirmed: deque[tuple[float, _Flight]] = deque()  # bounded, see above
+        self._unconfirmed_of: dict[str, dict[int, _Flight]] = {}
+        self._confirming: asyncio.TimerHandle | None = None
+        self._wake = asyncio.Event()
+        self._landed_one = asyncio.Event()
+        self._finishing = False
+
+    # -- who is there --
+
+    def came(self, client_id: str, channel_id: str) -> None:
+        """A client is connected."""
+        self._channels[client_id] = channel_id
+        self.news(client_id)
+
+    def gone(self, client_id: str, channel_id: str) -> None:
+        """A connection has ended. What it was handed and may not have got waits again."""
+        if self._channels.get(client_id) == channel_id:
+            del self._channels[client_id]
+            self._pacer.forget(client_id)
+        for flight in list(self._unconfirmed_of.get(client_id, {}).values()):
+            if flight.channel_id == channel_id:
+                self._back(flight)
+
+    def news(self, client_id: str) -> None:
+        """Something may wait for this client."""
+        if client_id in self._channels and client_id not in self._busy and self._shelf.ledger.waiting(client_id):
+            self._want(client_id)
+
+    def _want(self, client_id: str) -> None:
+        self._pacer.want(client_id, time.monotonic())
+        self._wake.set()
+
+    # -- batches --
+
+    async def run(self) -> None:
+        """Hand over until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(_READERS):
+                group.create_task(self._serve(), name=f"mq2mqtt.offline.replay[{number}]")
+
+    async def _serve(self) -> None:
+        while True:
+            client_id = None if self._finishing else self._pacer.take_due(time.monotonic())
+            if client_id is None:
+                await self._pause()
+            elif client_id not in self._busy:
+                await self._serve_safely(client_id)
+
+    async def _serve_safely(self, client_id: str) -> None:
+        self._busy.add(client_id)
+        try:
+            flying = await self._hand_batch(client_id)
+        except StoreError as error:
+            logger.debug("kept messages cannot be read: {}", error)
+            self._try_later(client_id)
+        except Exception:  # noqa: BLE001 - a task's top edge: the other clients get theirs
+            logger.exception("unexpected error while handing over kept messages, trying again")
+            self._try_later(client_id)
+        else:
+            if not flying:
+                self._end_batch(client_id)
+
+    def _try_later(self, client_id: str) -> None:
+        self._busy.discard(client_id)
+        if client_id in self._channels:
+            self._pacer.retry(client_id, time.monotonic(), delay=_RETRY_SECONDS)
+
+    def _end_batch(self, client_id: str) -> None:
+        self._busy.discard(client_id)
+        if client_id not in self._channels:
+            self._pacer.forget(client_id)
+        self.news(client_id)
+
+    async def _pause(self) -> None:
+        self._wake.clear()
+        at = None if self._finishing else self._pacer.next_at
+        try:
+            async with asyncio.timeout(None if at is None else max(0.0, at - time.monotonic())):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _hand_batch(self, client_id: str) -> bool:
+        """Hand the next batch to a client; return whether there is one, that ends when all of it has landed."""
+        await self._host.available()
+        channel_id = self._channels.get(client_id)
+        if channel_id is None:
+            return False
+        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        if self._finishing or self._channels.get(client_id) != channel_id:
+            return False
+        batch = _Batch(1)
+        for message in messages:
+            if expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
+                self._shelf.ledger.fly(message.id, client_id)
+                self._shelf.leave(message, Ending.EXPIRED)
+            else:
+                batch.flying += 1
+                self._fly(_Flight(message, channel_id, batch, None))
+        # Some may have landed by now, with others still to come.
+        batch.flying -= 1
+        return batch.flying > 0
+
+    # -- messages --
+
+    def hand_live(self, message: StoredMessage, told: Callable[[Delivery], None]) -> bool:
+        """Hand over a message that was just kept, beside the batches; false if its client is away.
+
+        `told` gets the outcome when the host has it: delivered, dropped for good, or queued.
+        """
+        channel_id = self._channels.get(message.client_id)
+        if channel_id is None or self._finishing:
+            return False
+        self._fly(_Flight(message, channel_id, None, told))
+        return True
+
+    def _fly(self, flight: _Flight) -> None:
+        message = flight.message
+        self._shelf.ledger.fly(message.id, message.client_id)
+        now_ms = time.time_ns() // 1_000_000
+        self._host.deliver(
+            message.client_id, message_of(message, now_ms), partial(self._settled, flight), handed=_nothing
+        )
+
+    def _settled(self, flight: _Flight, delivery: Delivery) -> None:
+        if delivery.outcome is Outcome.DELIVERED:
+            if flight.told is not None:
+                flight.told(delivery)
+            if self._host.sees_acknowledgements:
+                self._leave(flight, Ending.DELIVERED)
+            elif self._channels.get(flight.message.client_id) == flight.channel_id:
+                self._wait_for_confirmation(flight)
+            else:
+                self._back(flight)
+        elif delivery.reason is None or delivery.reason in AWAY:
+            self._back(flight)
+            if flight.told is not None:
+                flight.told(Delivery(Outcome.QUEUED))
+        else:
+            self._leave(flight, Ending.DROPPED, reason=delivery.reason)
+            if flight.told is not None:
+                flight.told(delivery)
+
+    def _wait_for_confirmation(self, flight: _Flight) -> None:
+        at = asyncio.get_running_loop().time() + CONFIRM_SECONDS
+        self._unconfirmed.append((at, flight))
+        self._unconfirmed_of.setdefault(flight.message.client_id, {})[flight.message.id] = flight
+        if self._confirming is None:
+            self._confirming = asyncio.get_running_loop().call_at(at, self._confirm)
+
+    def _confirm(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._confirming = None
+        while self._unconfirmed:
+            at, flight = self._unconfirmed[0]
+            if not flight.landed and at > loop.time():
+                self._confirming = loop.call_at(at, self._confirm)
+                return
+            self._unconfirmed.popleft()
+            if not flight.landed:
+                self._leave(flight, Ending.DELIVERED)
+
+    def _leave(self, flight: _Flight, ending: Ending, *, reason: DropReason | None = None) -> None:
+        self._shelf.leave(flight.message, ending, reason=reason)
+        self._land(flight)
+
+    def _back(self, flight: _Flight) -> None:
+        """It was not delivered: it waits again."""
+        self._shelf.ledger.land(flight.message.id)
+        if flight.told is not None:
+            self._shelf.tell(flight.message, Outcome.QUEUED)
+        self._land(flight)
+
+    def _land(self, flight: _Flight) -> None:
+        flight.landed = True
+        client_id, batch = flight.message.client_id, flight.batch
+        unconfirmed = self._unconfirmed_of.get(client_id)
+        if unconfirmed is not None:
+            unconfirmed.pop(flight.message.id, None)
+            if not unconfirmed:
+                del self._unconfirmed_of[client_id]
+        if batch is not None:
+            batch.flying -= 1
+            if not batch.flying:
+                self._end_batch(client_id)
+        else:
+            self.news(client_id)
+        self._landed_one.set()
+
+    # -- the end --
+
+    def finish(self) -> None:
+        """Hand nothing more over. Idempotent."""
+        self._finishing = True
+        self._wake.set()
+
+    async def landed(self) -> None:
+        """Return when the hosts have said what became of everything that they were handed."""
+        while self._shelf.ledger.flying > sum(map(len, self._unconfirmed_of.values())):
+            self._landed_one.clear()
+            await self._landed_one.wait()
+
+    def close(self) -> None:
+        """Confirm nothing more: what is not confirmed is handed over again after the next start."""
+        if self._confirming is not None:
+            self._confirming.cancel()
+
+
+def _nothing() -> None:
+    """Latency is that of live messages."""

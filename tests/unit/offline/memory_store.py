@@ -1,0 +1,91 @@
+"""What `mq2mqtt.store.OfflineStore` promises, in memory: commits when the test lets it, or fails."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from mq2mqtt.errors import StoreError, UnstorableError
+from mq2mqtt.store import StoredMessage
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """Commits at once after the current turn of the loop; while `held`, when `commit` is called."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, StoredMessage] = {}
+        self.problem: str | None = None
+        self.held = False
+        self.refuses = False
+        self.reads_wait: asyncio.Event | None = None
+        self.unstorable = b"unstorable"
+        self._waiting: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
+
+    @property
+    def offline(self) -> "MemoryStore":
+        return self
+
+    def _do(self, change: Callable[[], None]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, future))
+        if not self.held:
+            asyncio.get_running_loop().call_soon(self.commit)
+        return future
+
+    def commit(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for change, future in waiting:
+            change()
+            future.set_result(None)
+
+    def add(self, message: StoredMessage) -> asyncio.Future[None]:
+        failure: StoreError | None = None
+        if message.payload == self.unstorable:
+            failure = UnstorableError("no")
+        elif self.refuses:
+            failure = StoreError("too much waits")
+        if failure is not None:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.set_exception(failure)
+            return future
+        return self._do(lambda: self.rows.update({message.id: message}))
+
+    def remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
+        def change() -> None:
+            for number in ids:
+                self.rows.pop(number, None)
+
+        return self._do(change)
+
+    def _sorted(self) -> list[StoredMessage]:
+        return [self.rows[number] for number in sorted(self.rows)]
+
+    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
+        rows = [row for row in self._sorted() if row.client_id == client_id and row.id > after][:limit]
+        return await self._read(rows)
+
+    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
+        return await self._read(self._sorted()[:limit])
+
+    async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
+        rows = [row for row in self._sorted() if row.expires_ms is not None and row.expires_ms <= now_ms]
+        return await self._read(rows[:limit])
+
+    async def _read(self, rows: list[StoredMessage]) -> list[StoredMessage]:
+        """Bring what was committed when the read began."""
+        if self.problem is not None:
+            raise StoreError(self.problem)
+        if self.reads_wait is not None:
+            await self.reads_wait.wait()
+        await asyncio.sleep(0)
+        return rows
+
+    async def counts(self) -> dict[str, int]:
+        return dict(Counter(row.client_id for row in self.rows.values()))
+
+    async def last_id(self) -> int:
+        return max(self.rows, default=-1)
+
+    async def close(self) -> None:
+        self.commit()
