@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Coroutine
@@ -24,8 +25,8 @@ class Pause:
     Attributes:
         at: when it ended, seconds since 1970.
         late: seconds.
-        own: seconds of it that were the process's own doing: without those in which it could have run and the system
-            ran others.
+        own: seconds of it that were the process's own doing: without those in which one of its threads could have run
+            and the system ran others.
     """
 
     at: float
@@ -39,19 +40,26 @@ def pauses(notes: Path) -> list[Pause]:
     return [Pause(*map(float, line.split())) for line in lines if line.endswith("\n")]
 
 
-def _passed_over() -> float:
-    """Return for how many seconds this thread has waited for a core."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+def passed_over() -> float:
+    """Return for how many seconds the threads of this process have waited for a core.
+
+    A thread that waits for one may hold the interpreter's lock, and keep the loop from it.
+    """
+    seconds = 0.0
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has just ended
+            seconds += int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return seconds
 
 
 async def _watch(notes: Path) -> None:
     with notes.open("a", buffering=1) as file:
         while True:
-            before, due = _passed_over(), time.monotonic() + _PERIOD_SECONDS
+            before, due = passed_over(), time.monotonic() + _PERIOD_SECONDS
             await asyncio.sleep(_PERIOD_SECONDS)
             late = time.monotonic() - due
             if late > _NOTED_SECONDS:
-                file.write(f"{time.time():.3f} {late:.4f} {max(0.0, late - (_passed_over() - before)):.4f}\n")
+                file.write(f"{time.time():.3f} {late:.4f} {max(0.0, late - (passed_over() - before)):.4f}\n")
 
 
 async def _beside(work: Coroutine[Any, Any, int], notes: Path) -> int:

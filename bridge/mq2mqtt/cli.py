@@ -280,12 +280,17 @@ def _keys(keys: list[str] | None, *, everything: bool) -> list[str]:
     return keys or []
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    """Run on uvloop where it is installed."""
+def collect_rarely() -> None:
+    """Have the interpreter look for cycles rarely, and not in what is loaded by now."""
     # Messages die with their last reference; looking for cycles every 700 of them takes 12 % of a drain.
     gc.set_threshold(_GC_THRESHOLD)
     # What is loaded by now stays: a full look for cycles in it held the loop up for 35 to 75 ms.
     gc.freeze()
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    """Run on uvloop where it is installed."""
+    collect_rarely()
     try:
         import uvloop  # noqa: PLC0415 - optional
     except ImportError:
