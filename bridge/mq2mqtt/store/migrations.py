@@ -68,6 +68,7 @@ def _first_tables(connection: Connection) -> None:
             reason TEXT NOT NULL,
             PRIMARY KEY (node, client_id, channel_id)
         )""",
+        "CREATE INDEX connects_of_client ON connects (node, client_id, connected_ms)",
         "CREATE INDEX connects_by_time ON connects (node, connected_ms)",
     )
 
