@@ -13,7 +13,7 @@ from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
-from mq2mqtt.presence import Presence
+from mq2mqtt.presence import Journal, Presence
 from mq2mqtt.running import RunningRules
 from mq2mqtt.settings import Settings, split_address, tls_context
 from mq2mqtt.telemetry import Telemetry
@@ -63,7 +63,8 @@ class Bridge:
         self._instance = Instance(settings.spool.path)
         try:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
-            self.presence = Presence()
+            power = settings.spool.durability == "power"
+            self.presence = Presence(Journal(settings.spool.path / ".presence", power=power), node=settings.node)
             place = Workplace(settings, host, self._link, self.presence, writer, subscriber)
             self._rules = RunningRules(place, self.telemetry)
             self._rules.apply(settings.rule_set)
@@ -77,6 +78,7 @@ class Bridge:
             self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._rules.refresh_gauges
         )
         self.admin = AdminServer(host=admin_host, port=admin_port, telemetry=self.telemetry, registry=registry)
+        self._lives_on = writer is not None
         self._runner: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
         self._is_news = asyncio.Event()
@@ -90,6 +92,8 @@ class Bridge:
             ConfigError: the admin port cannot be opened.
         """
         await self.admin.start()
+        # A broker in this process ended with the last one; another's may have gone on.
+        self.presence.start(lives_on=self._lives_on)
         await self._link.start()
         self._runner = asyncio.create_task(self._run(), name="mq2mqtt.bridge")
         logger.info(
@@ -160,6 +164,7 @@ class Bridge:
         await asyncio.gather(closing, return_exceptions=True)
         await self.admin.stop()
         self._rules.close()
+        self.presence.close()
         self._instance.close()
         logger.info("bridge {} stopped", self._settings.node)
 

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 from mq2mqtt import topics
 from mq2mqtt.errors import UnmappableMessageError
 from mq2mqtt.message import MqttMessage, MqttProperties, ReceivedMessage, RocketMessage
-from mq2mqtt.spool.frame import LEGAL_FLAGS, Frame
+from mq2mqtt.spool.frame import LEGAL_FLAGS, Frame, FrameKind
+from mq2mqtt.status import tag_of
 
 __all__ = [
     "INBOUND_TAG",
@@ -65,8 +66,6 @@ _EMPTY_BODY: Final = b" "  # RocketMQ answers an empty body with an error
 # MQTT 5 section 3.3.2.3.3: a four-byte integer. ApsaraMQ takes 0 to 65535; more is carried all the same.
 _MAX_EXPIRY: Final = 2**32 - 1
 _MAX_EXPIRY_DIGITS: Final = len(str(_MAX_EXPIRY))
-# MQTT-1.5.4 (MQTT 5): a text has at most this many bytes of UTF-8.
-_MAX_TEXT_BYTES: Final = 65_535
 
 # Topic and client id below this many ASCII characters each cannot reach `MAX_PROPERTIES_BYTES`, nor be illegal UTF-8:
 # the exact count, which costs more than the mapping itself, is skipped.
@@ -215,7 +214,10 @@ class OutboundMapper:
             client = self._clients.get(frame.client_id) or self._learn_client(frame.client_id)
             if topic and (client or not frame.client_id):
                 return payload, f"{self._start}{offset}{self._middles[frame.flags]}{topic}{client}"
-        body, properties = _body_and_properties(frame, f"{self._key}{offset}", self._node)
+        key = f"{self._key}{offset}"
+        if frame.kind == FrameKind.EVENT:
+            return payload, f"{_TAGS}\x01{tag_of(payload)}\x02{_KEYS}\x01{key}\x02{_NODE}\x01{self._node}\x02"
+        body, properties = _body_and_properties(frame, key, self._node)
         return body, "".join([f"{name}\x01{value}\x02" for name, value in properties.items()])
 
     def _middle(self, frame: Frame) -> str:
@@ -354,7 +356,7 @@ def _mqtt5(properties: Mapping[str, str], invalid: list[str]) -> MqttProperties 
         if expiry is None:
             invalid.append(_EXPIRY)
     content_type = properties.get(_CONTENT_TYPE) or None
-    if content_type is not None and not _is_mqtt_text(content_type):
+    if content_type is not None and not topics.is_text(content_type):
         content_type = None
         invalid.append(_CONTENT_TYPE)
     if content_type is None and expiry is None and not user:
@@ -383,17 +385,7 @@ def _user_properties(text: str) -> tuple[tuple[str, str], ...] | None:
         if not isinstance(item, dict) or item.keys() != {"key", "value"}:
             return None
         name, value = item["key"], item["value"]
-        if not (isinstance(name, str) and isinstance(value, str) and _is_mqtt_text(name) and _is_mqtt_text(value)):
+        if not (isinstance(name, str) and isinstance(value, str) and topics.is_text(name) and topics.is_text(value)):
             return None
         pairs.append((name, value))
     return tuple(pairs)
-
-
-def _is_mqtt_text(text: str) -> bool:
-    """Whether MQTT can carry `text` as a UTF-8 encoded string (section 1.5.4 of MQTT 5)."""
-    if "\0" in text:
-        return False
-    try:
-        return len(text.encode()) <= _MAX_TEXT_BYTES
-    except UnicodeEncodeError:
-        return False

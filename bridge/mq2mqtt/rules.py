@@ -20,6 +20,7 @@ __all__ = [
     "RuleSet",
     "StatusRule",
     "conflicts",
+    "group_of",
     "rule_location",
 ]
 
@@ -34,6 +35,12 @@ _PARENT_CHARS: Final = 255
 _NAMED: Final = 20
 # Spec 1.1.
 GROUP_ID_PATTERN: Final = re.compile(r"GID[_-][A-Za-z0-9_-]{3,60}")
+
+
+def group_of(client_id: str) -> str:
+    """Return the GroupID of a client id `<GroupID>@@@<DeviceID>`; empty for any other client id (spec 1.1)."""
+    group, separator, _ = client_id.partition("@@@")
+    return group if separator else ""
 
 
 def _rule_id(value: str) -> str:

@@ -61,9 +61,15 @@ class RunningRules:
                 logger.warning("left alone, and nothing in it sent: {}", error)
                 continue
             if info is not None:
-                self._employ(OutboundWorker(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
+                worker_type = StatusWorker if place.presence.has_told(info.rule) else OutboundWorker
+                self._employ(worker_type(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
 
     # -- which rules there are --
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules at work."""
+        return self._rules
 
     def apply(self, rules: RuleSet) -> RuleDiff:
         """Go by `rules` from now on; return what that changed. A rule that stays the same notices nothing.
@@ -89,6 +95,7 @@ class RunningRules:
                 self._employ(self._new_worker(rule))
         self._telemetry.arrange(rule.id for rule in rules)
         self.intake.apply(rules, self._lanes())
+        self._place.presence.apply(rules)
         if self._place.subscriber is not None:
             self._place.subscriber.go_by(rules)
         for worker in self._workers.values():
@@ -120,7 +127,7 @@ class RunningRules:
         elif isinstance(rule, InboundRule):
             worker = InboundWorker(self._place, telemetry)
         else:
-            worker = StatusWorker(telemetry)
+            worker = StatusWorker(self._place, telemetry, target=rule.target)
         worker.follow(rule)
         return worker
 
@@ -207,6 +214,7 @@ class RunningRules:
             with _guarded(worker):
                 worker.watch()
                 self._tell_host_problem(worker)
+        self._place.presence.watch()
         for _ in self._tidy_up():
             await asyncio.sleep(0)
 
@@ -215,6 +223,8 @@ class RunningRules:
         problem = place.host.problem
         if problem is None and place.subscriber is not None:
             problem = place.subscriber.problem_of(worker.telemetry.rule_id)
+        if problem is None and isinstance(worker, StatusWorker) and not place.host.sees_clients:
+            problem = "a plain MQTT client cannot see who is connected: see docs/mqtt.md; set `enabled: false`"
         worker.telemetry.rule_has(Trouble.HOST, problem)
 
     async def check_groups(self) -> None:

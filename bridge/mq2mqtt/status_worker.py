@@ -1,56 +1,29 @@
-"""A status rule at work."""
+"""A status rule at work: client events into its lane, which this process writes on every host."""
 
 from mq2mqtt.rules import Rule, StatusRule
-from mq2mqtt.telemetry import RuleTelemetry, Trouble
-from mq2mqtt.workers import Worker, enter_state
+from mq2mqtt.spool.lane import Lane
+from mq2mqtt.workers import LaneWorker
 
 __all__ = ["StatusWorker"]
 
 
-class StatusWorker(Worker):
-    """A status rule: this version does nothing for it and says so."""
-
-    def __init__(self, telemetry: RuleTelemetry) -> None:
-        self.telemetry = telemetry
-        self._gone = False
-
-    @property
-    def is_done(self) -> bool:
-        """See `Worker.is_done`."""
-        return self._gone
+class StatusWorker(LaneWorker):
+    """A status rule: `Presence` tells its lane who comes and goes."""
 
     def fits(self, rule: Rule) -> bool:
         """See `Worker.fits`."""
         return isinstance(rule, StatusRule)
 
-    def follow(self, rule: Rule | None) -> None:
-        """See `Worker.follow`."""
-        self._gone = rule is None
-        enter_state(self.telemetry, rule)
-        self.telemetry.rule_down(Trouble.LINK, "status rules are not built yet: set `enabled: false`")
-
-    @property
-    def is_open(self) -> bool:
-        """See `Worker.is_open`."""
-        return True
-
-    def open(self) -> None:
-        """See `Worker.open`."""
-
-    async def run(self) -> None:
-        """See `Worker.run`."""
-
-    def finish(self) -> None:
-        """See `Worker.finish`."""
-
-    def watch(self) -> None:
-        """See `Worker.watch`."""
-
-    def refresh_gauges(self) -> None:
-        """See `Worker.refresh_gauges`."""
+    def _attach(self, lane: Lane) -> None:
+        self._place.presence.attach(lane, self.telemetry)
 
     def close(self) -> None:
         """See `Worker.close`."""
+        self._place.presence.detach(self.telemetry.rule_id)
+        super().close()
 
     def remove(self) -> None:
         """See `Worker.remove`."""
+        self._place.presence.detach(self.telemetry.rule_id)
+        super().remove()
+        self._place.presence.forget(self.telemetry.rule_id)

@@ -14,6 +14,7 @@ __all__ = [
     "TopicTrie",
     "filter_problem",
     "is_legacy_request",
+    "is_text",
     "join",
     "match",
     "p2p_address",
@@ -225,3 +226,13 @@ def shown_topic(parent: str, real_topic: str) -> str:
     if real_topic.startswith(f"{parent}/"):
         return real_topic
     return join(parent, real_topic)
+
+
+def is_text(text: str) -> bool:
+    """Whether MQTT can carry `text` as a UTF-8 encoded string (MQTT-1.5.3; section 1.5.4 of MQTT 5)."""
+    if "\0" in text:
+        return False
+    try:
+        return len(text.encode()) <= MAX_TOPIC_BYTES
+    except UnicodeEncodeError:
+        return False

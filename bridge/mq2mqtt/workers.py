@@ -21,7 +21,7 @@ from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.telemetry import RuleState, RuleTelemetry, Trouble
 
-__all__ = ["InboundWorker", "OutboundWorker", "Worker", "Workplace", "enter_state"]
+__all__ = ["InboundWorker", "LaneWorker", "OutboundWorker", "Worker", "Workplace", "enter_state"]
 
 _RETRY_SECONDS = 1.0
 
@@ -103,15 +103,14 @@ def enter_state(telemetry: RuleTelemetry, rule: Rule | None) -> None:
         telemetry.begin()
 
 
-class OutboundWorker(Worker):
-    """An outbound rule: publishes into its lane, the lane into RocketMQ.
+class LaneWorker(Worker):
+    """A rule with a lane, and the lane into RocketMQ.
 
     A lane outlives its rule: disabled or gone, what waits in it goes to the last `target`.
     """
 
     def __init__(self, place: Workplace, telemetry: RuleTelemetry, *, target: str) -> None:
         self.telemetry = telemetry
-        self.intake = LaneIntake(telemetry=telemetry)
         self._place = place
         self._path = place.directory(telemetry.rule_id)
         self._target = target
@@ -125,10 +124,6 @@ class OutboundWorker(Worker):
     def is_done(self) -> bool:
         """See `Worker.is_done`."""
         return self._gone and (self._has_no_lane if self._outlet is None else self._outlet.is_empty)
-
-    def fits(self, rule: Rule) -> bool:
-        """See `Worker.fits`."""
-        return isinstance(rule, OutboundRule)
 
     def follow(self, rule: Rule | None) -> None:
         """See `Worker.follow`."""
@@ -158,8 +153,6 @@ class OutboundWorker(Worker):
                 return
             lane = self._open_lane()
             if lane is None:
-                problem = self._place.writer and self._place.writer.problem_of(self.telemetry.rule_id)
-                self.telemetry.rule_down(Trouble.LANE, problem or "the broker has not begun this rule's lane yet")
                 return
             self._outlet = Outlet(
                 lane,
@@ -170,19 +163,28 @@ class OutboundWorker(Worker):
                 telemetry=self.telemetry,
             )
         except LaneError as error:
-            self.intake.refuse(str(error))
+            self._refuse(str(error))
             raise
-        if isinstance(lane, Lane):
-            self.intake.attach(lane)
         self.telemetry.rule_up(Trouble.LANE)
+        if isinstance(lane, Lane):
+            self._attach(lane)
         self._opened.set()
 
     def _open_lane(self) -> Lane | FollowedLane | None:
-        """Return the lane; `None` when another process is to write it and has not begun."""
-        spool, writer = self._place.settings.spool, self._place.writer
-        if writer is None:
-            return Lane.open(self._path, max_bytes=spool.max_bytes, target=self._target, durability=spool.durability)
-        return FollowedLane.open(self._path, max_bytes=spool.max_bytes, target=self._target, watcher=writer.watcher)
+        """Return the lane; `None` when another process is to write it and has not begun, which is the rule's trouble.
+
+        Raises:
+            LaneError: it cannot be used.
+        """
+        spool = self._place.settings.spool
+        return Lane.open(self._path, max_bytes=spool.max_bytes, target=self._target, durability=spool.durability)
+
+    def _attach(self, lane: Lane) -> None:
+        """The lane is open and ours to write."""
+
+    def _refuse(self, problem: str) -> None:
+        """There is no lane, for this reason."""
+        self.telemetry.rule_down(Trouble.LANE, problem)
 
     async def run(self) -> None:
         """See `Worker.run`."""
@@ -198,11 +200,8 @@ class OutboundWorker(Worker):
 
     def watch(self) -> None:
         """See `Worker.watch`."""
-        if self._outlet is None:
-            return
-        self._outlet.watch()
-        if self._place.writer is not None:
-            self.telemetry.rule_has(Trouble.LANE, self._place.writer.problem_of(self.telemetry.rule_id))
+        if self._outlet is not None:
+            self._outlet.watch()
 
     def refresh_gauges(self) -> None:
         """See `Worker.refresh_gauges`."""
@@ -225,6 +224,40 @@ class OutboundWorker(Worker):
             logger.warning("rule {}: drained, but its lane stays: {}", self.telemetry.rule_id, error)
         else:
             logger.info("lane {} is drained and removed", self.telemetry.rule_id)
+
+
+class OutboundWorker(LaneWorker):
+    """An outbound rule: publishes into its lane, `intake`, unless the host writes it in another process."""
+
+    def __init__(self, place: Workplace, telemetry: RuleTelemetry, *, target: str) -> None:
+        super().__init__(place, telemetry, target=target)
+        self.intake = LaneIntake(telemetry=telemetry)
+
+    def fits(self, rule: Rule) -> bool:
+        """See `Worker.fits`."""
+        return isinstance(rule, OutboundRule)
+
+    def _open_lane(self) -> Lane | FollowedLane | None:
+        spool, writer = self._place.settings.spool, self._place.writer
+        if writer is None:
+            return super()._open_lane()
+        lane = FollowedLane.open(self._path, max_bytes=spool.max_bytes, target=self._target, watcher=writer.watcher)
+        if lane is None:
+            problem = writer.problem_of(self.telemetry.rule_id)
+            self.telemetry.rule_down(Trouble.LANE, problem or "the broker has not begun this rule's lane yet")
+        return lane
+
+    def _attach(self, lane: Lane) -> None:
+        self.intake.attach(lane)
+
+    def _refuse(self, problem: str) -> None:
+        self.intake.refuse(problem)
+
+    def watch(self) -> None:
+        """See `Worker.watch`."""
+        super().watch()
+        if self._outlet is not None and self._place.writer is not None:
+            self.telemetry.rule_has(Trouble.LANE, self._place.writer.problem_of(self.telemetry.rule_id))
 
 
 class InboundWorker(Worker):

@@ -246,13 +246,6 @@ async def test_a_disabled_rule_takes_nothing_and_its_lane_still_drains(tmp_path:
         assert {rule.state for rule in world.bridge.telemetry.rules.values()} == {"disabled"}
 
 
-async def test_a_status_rule_says_that_it_does_nothing(tmp_path: Path) -> None:
-    status = {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"}
-    async with World(tmp_path, status) as world:
-        _, text = await world.get("/readyz")
-        assert "not built" in json.loads(text)["rules"][0]["reason"]
-
-
 async def test_stop_is_idempotent_and_may_come_before_start(tmp_path: Path) -> None:
     world = World(tmp_path, OUT, IN)
     await world.bridge.stop()

@@ -438,20 +438,6 @@ async def test_an_id_that_becomes_outbound_acknowledges_nothing_before_it_has_a_
         assert sum(world.bridge.telemetry.rules["commands-in"].drops.values()) == 2  # and the device's
 
 
-async def test_status_rules_come_and_go(tmp_path: Path) -> None:
-    status = {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"}
-    async with World(tmp_path) as world:
-        world.reload(status)
-        assert "not built" in (world.bridge.telemetry.rules["presence"].reason or "")
-        world.reload({**status, **_OFF})
-        assert world.bridge.telemetry.ready
-        world.reload({**OUT, "id": "presence"})
-        world.publish("sensors/x", b"x")
-        await until(lambda: world.sent() == [b"x"])
-        world.reload()
-        await until(lambda: not world.bridge.telemetry.rules)
-
-
 async def test_a_reload_before_the_start_and_a_stop_right_after_it(tmp_path: Path, cluster: MemoryCluster) -> None:
     world = World(tmp_path, cluster=cluster)
     world.reload(OTHER_OUT, IN)
@@ -465,7 +451,7 @@ async def test_a_reload_before_the_start_and_a_stop_right_after_it(tmp_path: Pat
 
 
 def _lanes(spool: Path) -> int:
-    return sum(path.is_dir() for path in spool.iterdir())
+    return sum(path.is_dir() and not path.name.startswith(".") for path in spool.iterdir())
 
 
 async def test_many_new_rules_open_their_lanes_bit_by_bit_and_lose_nothing(tmp_path: Path) -> None:

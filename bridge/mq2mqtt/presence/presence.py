@@ -1,13 +1,20 @@
-"""Presence at work: takes the hosts' events, keeps the table of connected clients, and tells who listens."""
+"""Presence at work: takes the host's events, keeps the table of connected clients, has the status rules tell."""
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 from loguru import logger
 
+from mq2mqtt.errors import LaneError
 from mq2mqtt.message import ClientEvent, ClientEventType
-from mq2mqtt.presence.state import Begun, Came, Connection, State, Went
+from mq2mqtt.presence.journal import Journal
+from mq2mqtt.presence.state import Begun, Came, Connection, Followed, Forgotten, Record, Said, State, Told, Went
+from mq2mqtt.presence.teller import Teller
+from mq2mqtt.rules import RuleSet, StatusRule, group_of
+from mq2mqtt.spool.lane import Lane
+from mq2mqtt.telemetry import RuleTelemetry
 
 __all__ = ["CameListener", "GoneListener", "Presence"]
 
@@ -17,13 +24,23 @@ GoneListener = Callable[[Connection, int, str], None]
 
 CONFLICT = "clientId conflict"
 RESTARTED = "broker restarted"
+_UNKNOWN = "unknown"
 
 
 class Presence:
-    """Who is connected to the broker now."""
+    """Who is connected to the broker now, and what the status rules tell of it.
 
-    def __init__(self) -> None:
-        self._state = State(seq=0)
+    Without a `journal` it forgets everything with its process. `node` is the bridge's name in what is told.
+    """
+
+    def __init__(self, journal: Journal | None = None, *, node: str = "") -> None:
+        self._journal = journal
+        self._node = node
+        self._state = journal.state if journal is not None else State(seq=time.time_ns() // 1000)
+        self._is_written = True
+        self._started = False
+        self._rules = RuleSet()
+        self._tellers: dict[str, Teller] = {}
         self._came: list[CameListener] = []
         self._gone: list[GoneListener] = []
         self.connections: Mapping[str, Connection] = MappingProxyType(self._state.connections)
@@ -42,38 +59,151 @@ class Presence:
         self._came.append(came)
         self._gone.append(gone)
 
+    # -- what the host says --
+
+    def start(self, *, lives_on: bool) -> None:
+        """Begin, with who was connected when the last process ended: gone, unless the broker `lives_on` without us."""
+        if not lives_on:
+            self.begin(time_ms=time.time_ns() // 1_000_000)
+        self._started = True
+        self._compare_all(self._tellers)
+
     def take(self, event: ClientEvent) -> None:
         """Take one event of the host. What is known already, because the host tells it again, changes nothing."""
         known = self.connections.get(event.client_id)
-        if event.type is ClientEventType.CONNECT:
-            if known is not None and known.channel_id == event.channel_id:
-                return
+        is_known = known is not None and known.channel_id == event.channel_id
+        if event.type is ClientEventType.CONNECT and not is_known:
             if known is not None:
                 self._end(known, event, CONFLICT)
             self._begin(event)
-        elif known is not None and known.channel_id == event.channel_id and event.type is ClientEventType.TCPCLEAN:
-            self._end(known, event, event.reason)
+        elif known is None or not is_known:
+            return
+        elif event.type is ClientEventType.TCPCLEAN:
+            self._end(known, event, event.reason or _UNKNOWN)
+        elif event.type is ClientEventType.DISCONNECT and event.client_id not in self._state.said:
+            self._write(Said(event.client_id, event.source))
+            if (teller := self._teller_of(event.client_id)) is not None:
+                teller.said_goodbye(known, event.time_ms)
 
     def begin(self, *, time_ms: int, reason: str = RESTARTED, source: int | None = None) -> None:
         """Take it that the broker begins a new life: every connection that is still known ended, for this reason."""
         ended = list(self.connections.values())
-        self._state.apply(Begun(self._state.seq + 1, time_ms, source))
+        self._write(Begun(self._state.seq + 1, time_ms, source))
         for connection in ended:
             self._tell_gone(connection, time_ms, reason)
+        if self._started:
+            self._compare_all(self._tellers)
 
     def _begin(self, event: ClientEvent) -> None:
         connection = Connection(event.client_id, event.channel_id, event.client_ip, event.time_ms, event.clean_session)
-        self._state.apply(Came(connection, event.source))
+        self._write(Came(connection, event.source))
+        self._tell_rule(event.client_id)
         for came in self._came:
             _guarded(partial(came, connection))
 
     def _end(self, connection: Connection, event: ClientEvent, reason: str) -> None:
-        self._state.apply(Went(connection.client_id, event.time_ms, event.source))
+        self._write(Went(connection.client_id, event.time_ms, event.source))
+        self._tell_rule(connection.client_id)
         self._tell_gone(connection, event.time_ms, reason)
 
     def _tell_gone(self, connection: Connection, time_ms: int, reason: str) -> None:
         for gone in self._gone:
-            _guarded(partial(gone, connection, time_ms, reason or "unknown"))
+            _guarded(partial(gone, connection, time_ms, reason))
+
+    def _write(self, record: Record) -> bool:
+        """Write a record and take it in; return whether it is written. The table is right in any case."""
+        if self._is_written and self._journal is not None:
+            try:
+                self._journal.append(record)
+            except LaneError as error:
+                logger.error("client status is not told until the journal can be written again: {}", error)
+                self._is_written = False
+        if self._is_written or not isinstance(record, Told):
+            self._state.apply(record)
+        return self._is_written
+
+    # -- what the rules tell --
+
+    def apply(self, rules: RuleSet) -> None:
+        """Go by these rules from now on. A rule that comes, or changes, tells of the clients that are there."""
+        before, self._rules = self._rules, rules
+        for rule in rules:
+            if isinstance(rule, StatusRule):
+                known = self._state.rules.get(rule.id)
+                if known is None or (known.group, known.target) != (rule.source, rule.target):
+                    self._write(Followed(rule.id, rule.source, rule.target))
+        for rule_id, teller in self._tellers.items():
+            now = rules.get(rule_id)
+            if now is None or not now.enabled:
+                teller.pause()
+        if self._started:
+            self._compare_all([rule_id for rule_id in self._tellers if before.get(rule_id) != rules.get(rule_id)])
+
+    def attach(self, lane: Lane, telemetry: RuleTelemetry) -> None:
+        """Tell a rule's events to this lane from now on; `apply` has named the rule once."""
+        teller = Teller(lane, node=self._node, state=self._state, write=self._write, telemetry=telemetry)
+        self._tellers[telemetry.rule_id] = teller
+        teller.take_up()
+        if self._started:
+            self._compare_all([telemetry.rule_id])
+
+    def detach(self, rule_id: str) -> None:
+        """The lane is closed."""
+        if (teller := self._tellers.pop(rule_id, None)) is not None:
+            teller.close()
+
+    def has_told(self, rule_id: str) -> bool:
+        """Whether a status rule with this id has, or had, a lane of client events that is not removed yet."""
+        return rule_id in self._state.rules
+
+    def forget(self, rule_id: str) -> None:
+        """The rule is gone, and its lane is removed."""
+        if self.has_told(rule_id):
+            self._write(Forgotten(rule_id))
+
+    def watch(self) -> None:
+        """Try again what the disk refused; call it about once a second."""
+        if not self._is_written and self._journal is not None:
+            try:
+                self._journal.rewrite()
+            except LaneError:
+                return
+            self._is_written = True
+            logger.info("the journal of who is connected is written again")
+        for teller in self._tellers.values():
+            teller.watch()
+
+    def _teller_of(self, client_id: str) -> Teller | None:
+        rule = self._rules.status(group_of(client_id))
+        return None if rule is None else self._tellers.get(rule.id)
+
+    def _tell_rule(self, client_id: str) -> None:
+        if (teller := self._teller_of(client_id)) is not None:
+            teller.changed(client_id)
+
+    def _compare_all(self, rule_ids: Iterable[str]) -> None:
+        """Have rules tell what they have not told of who is there now."""
+        concerned = {
+            rule.source: self._tellers[rule_id]
+            for rule_id in rule_ids
+            if isinstance(rule := self._rules.get(rule_id), StatusRule) and rule.enabled
+        }
+        clients: dict[str, list[str]] = {group: [] for group in concerned}
+        if not concerned:
+            return
+        for client_id in self.connections:
+            if (found := clients.get(group_of(client_id))) is not None:
+                found.append(client_id)
+        for group, teller in concerned.items():
+            teller.compare(clients[group])
+            teller.try_again()
+
+    def close(self) -> None:
+        """Take nothing more down. Idempotent."""
+        for rule_id in tuple(self._tellers):
+            self.detach(rule_id)
+        if self._journal is not None:
+            self._journal.close()
 
 
 def _guarded(tell: Callable[[], None]) -> None:

@@ -4,7 +4,8 @@ Who is connected, and what each status rule has told: the two are kept apart, be
 while. What differs between them is told when it takes again.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from mq2mqtt.message import ClientEventType
@@ -16,6 +17,9 @@ __all__ = [
     "Connection",
     "Followed",
     "Forgotten",
+    "Head",
+    "Kept",
+    "Noted",
     "Record",
     "RuleState",
     "Said",
@@ -37,7 +41,7 @@ class Connection:
     clean_session: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Announced:
     """A connection whose `connect` is in a rule's lane and whose `tcpclean` is not.
 
@@ -47,6 +51,15 @@ class Announced:
     connection: Connection
     ended_ms: int | None = None
     stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The numbers of a state; see `State`."""
+
+    seq: int
+    epoch: int
+    source: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +80,16 @@ class Came:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A client said DISCONNECT; it counts as connected until the connection ends."""
+
+    client_id: str
+    source: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Went:
-    """A connection ended."""
+    """A client's connection ended."""
 
     client_id: str
     time_ms: int
@@ -76,11 +97,19 @@ class Went:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A client said DISCONNECT; it counts as connected until the connection ends."""
+class Followed:
+    """A rule tells of this GroupID's clients to this topic from now on."""
 
-    client_id: str
-    source: int | None = None
+    rule_id: str
+    group: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """A rule, and its lane, are gone."""
+
+    rule_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +125,7 @@ class Told:
     connection: Connection
     time_ms: int
     seq: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +136,22 @@ class Untold:
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """A rule tells of this GroupID's clients to this topic from now on."""
+class Kept:
+    """A rule has announced this: a `Told` of before the journal was written anew."""
 
     rule_id: str
-    source: str
-    target: str
+    announced: Announced
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """A rule, and its lane, are gone."""
+class Noted:
+    """A rule's last `Told`, whose effect `Kept` has, and what was announced of its client before."""
 
-    rule_id: str
+    told: Told
+    before: Announced | None
 
 
-Record: TypeAlias = Begun | Came | Went | Said | Told | Untold | Followed | Forgotten
+Record: TypeAlias = Head | Begun | Came | Said | Went | Followed | Forgotten | Told | Untold | Kept | Noted
 
 
 @dataclass(slots=True)
@@ -132,7 +162,7 @@ class RuleState:
     last `Told`, and `before` the client's entry before that.
     """
 
-    source: str
+    group: str
     target: str
     announced: dict[str, Announced] = field(default_factory=dict)
     last: Told | None = None
@@ -143,23 +173,25 @@ class State:
     """Who is connected (`connections`, by client id), what was told (`rules`, by id), and the numbers given out.
 
     `seq` is the last number given out, `epoch` the one at which the broker's present life began; `source` is up to
-    where the host's events are in here.
+    where the host's events are in here. `said` are the clients that are connected and have said DISCONNECT.
     """
 
     def __init__(self, *, seq: int) -> None:
-        self.seq = seq
-        self.epoch = seq
+        self.seq = self.epoch = seq
         self.source = -1
         self.connections: dict[str, Connection] = {}
         self.said: set[str] = set()
-        """Clients that are connected and have said DISCONNECT."""
         self.rules: dict[str, RuleState] = {}
 
-    def apply(self, record: Record) -> None:
-        """Take one record in. What it names was there when it was made, so a record that fits nothing is a bug."""
+    def apply(self, record: Record) -> None:  # noqa: C901 - one line for each kind of record
+        """Take one record in.
+
+        Raises:
+            KeyError: it speaks of a client or rule that is not there: something is missing before it.
+        """
         match record:
             case Told():
-                self._told(record)
+                self._tell(record)
             case Came(connection, source):
                 self.connections[connection.client_id] = connection
                 self.said.discard(connection.client_id)
@@ -172,30 +204,40 @@ class State:
                 self.said.add(client_id)
                 self._read(source)
             case Untold(rule_id):
-                self._untold(self.rules[rule_id])
+                self._take_back(self.rules[rule_id])
             case Begun(seq, time_ms, source):
-                for connection in self.connections.values():
-                    self._end(connection, time_ms)
-                self.connections.clear()
-                self.said.clear()
-                self.seq = self.epoch = seq
+                self._begin(seq, time_ms)
                 self._read(source)
-            case Followed(rule_id, source_group, target):
-                self._follow(rule_id, source_group, target)
+            case Followed(rule_id, group, target):
+                self._follow(rule_id, group, target)
             case Forgotten(rule_id):
                 self.rules.pop(rule_id, None)
+            case Head(seq, epoch, source_):
+                self.seq, self.epoch, self.source = seq, epoch, source_
+            case Kept(rule_id, announced):
+                self.rules[rule_id].announced[announced.connection.client_id] = announced
+            case Noted(told, before):
+                rule = self.rules[told.rule_id]
+                rule.last, rule.before = told, before
 
     def _read(self, source: int | None) -> None:
         if source is not None:
             self.source = max(self.source, source)
 
+    def _begin(self, seq: int, time_ms: int) -> None:
+        for connection in self.connections.values():
+            self._end(connection, time_ms)
+        self.connections.clear()
+        self.said.clear()
+        self.seq = self.epoch = seq
+
     def _end(self, connection: Connection, time_ms: int) -> None:
         for rule in self.rules.values():
             entry = rule.announced.get(connection.client_id)
             if entry is not None and entry.connection.channel_id == connection.channel_id:
-                entry.ended_ms = time_ms
+                rule.announced[connection.client_id] = replace(entry, ended_ms=time_ms)
 
-    def _told(self, told: Told) -> None:
+    def _tell(self, told: Told) -> None:
         rule, client_id = self.rules[told.rule_id], told.connection.client_id
         rule.last, rule.before = told, rule.announced.get(client_id)
         if told.type is ClientEventType.CONNECT:
@@ -204,26 +246,46 @@ class State:
             rule.announced.pop(client_id, None)
         self.seq = max(self.seq, told.seq)
 
-    def _untold(self, rule: RuleState) -> None:
-        told = rule.last
-        if told is None:
-            return
-        client_id = told.connection.client_id
-        if rule.before is None:
-            rule.announced.pop(client_id, None)
-        else:
-            rule.announced[client_id] = rule.before
+    def _take_back(self, rule: RuleState) -> None:
+        told, before = rule.last, rule.before
         rule.last = rule.before = None
-
-    def _follow(self, rule_id: str, source: str, target: str) -> None:
-        rule = self.rules.get(rule_id)
-        if rule is None:
-            self.rules[rule_id] = RuleState(source, target)
+        if told is None or told.type is ClientEventType.DISCONNECT:
             return
-        if source != rule.source:
-            rule.announced.clear()
-            rule.before = None
+        if before is None:
+            rule.announced.pop(told.connection.client_id, None)
+        else:
+            rule.announced[told.connection.client_id] = before
+
+    def _follow(self, rule_id: str, group: str, target: str) -> None:
+        rule = self.rules.get(rule_id)
+        if rule is None or rule.group != group:
+            self.rules[rule_id] = RuleState(group, target)
+            return
         if target != rule.target:
-            for entry in rule.announced.values():
-                entry.stale = True
-        rule.source, rule.target = source, target
+            rule.target = target
+            for client_id, entry in rule.announced.items():
+                rule.announced[client_id] = replace(entry, stale=True)
+
+    @property
+    def size(self) -> int:
+        """About how many records `snapshot` gives."""
+        return len(self.connections) + sum(len(rule.announced) for rule in self.rules.values())
+
+    def snapshot(self) -> Iterator[Record]:
+        """Return records that make this state, as it is now, of an empty one; the state may go on meanwhile."""
+        head = Head(self.seq, self.epoch, self.source)
+        connections, said = list(self.connections.values()), list(self.said)
+        rules = [(rule_id, replace(rule), list(rule.announced.values())) for rule_id, rule in self.rules.items()]
+
+        def records() -> Iterator[Record]:
+            yield head
+            yield from map(Came, connections)
+            yield from map(Said, said)
+            for rule_id, rule, announced in rules:
+                yield Followed(rule_id, rule.group, rule.target)
+                for entry in announced:
+                    yield Kept(rule_id, entry)
+                if rule.last is not None:
+                    yield Noted(rule.last, rule.before)
+
+        return records()

@@ -1,0 +1,206 @@
+"""The file `spool/.presence/journal`: what `State` is made of, record by record, in spool frames.
+
+Written synchronously, as a lane is: what is written survives `kill -9`. At each start, and where it has many times
+more records than the state needs, it is written anew beside the old one and takes its place.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from loguru import logger
+
+from mq2mqtt.errors import LaneError
+from mq2mqtt.presence.records import decode_record, encode_record
+from mq2mqtt.presence.state import Record, State
+from mq2mqtt.presence.syncing import Syncing
+from mq2mqtt.spool.commit import GroupCommit
+from mq2mqtt.spool.files import make_directory, map_errors, open_file, replace_file, sync_directory
+from mq2mqtt.spool.frame import decode_frames
+from mq2mqtt.spool.machine import Machine
+
+__all__ = ["Journal"]
+
+_NAME: Final = "journal"
+_SURELY_WORTH: Final = 20_000
+_TIMES_THE_STATE: Final = 4
+# Records of the new journal that are written with each one of the old: so nobody waits for 100 000 of them.
+_AT_ONCE: Final = 16
+
+
+class Journal:
+    """The journal in `directory`; `state` is what it says, `append` comes before what it appends is applied there.
+
+    With `power` what was written is synced soon after; without it, a loss of power may take the last records.
+
+    Raises:
+        LaneError: the file cannot be read or written.
+    """
+
+    def __init__(self, directory: Path, *, power: bool = False, machine: Machine | None = None) -> None:
+        machine = machine or Machine()
+        self.path = directory / _NAME
+        self._descriptor = -1
+        self._records = 0
+        self._written = 0
+        self._anew: _Anew | None = None
+        with map_errors(directory, "create"):
+            make_directory(directory, mode=0o700)
+        self._commit = GroupCommit(directory, sync=machine.sync, failed=self._sync_failed) if power else None
+        self._syncing = Syncing(self._begin_sync)
+        now_us = machine.now_us()
+        self.state = State(seq=now_us)
+        self._read()
+        # No number is given out twice, whatever was lost: they rise more slowly than the clock.
+        self.state.seq = max(self.state.seq, now_us)
+        self.rewrite()
+
+    def _read(self) -> None:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise LaneError(f"cannot read {self.path}: {error.strerror}") from error
+        position, problem = 0, "an unfinished write"
+        frames, ends = decode_frames(data, 0, max_frames=len(data))
+        for frame, end in zip(frames, ends, strict=True):
+            try:
+                self.state.apply(decode_record(frame))
+            except (ValueError, KeyError) as error:
+                problem = f"a record that does not fit: {error}"
+                break
+            position = end
+        if position < len(data):
+            logger.warning("{}: byte {}: {}; it and what follows is left out", self.path, position, problem)
+
+    def rewrite(self) -> None:
+        """Write the whole state anew, at once.
+
+        Raises:
+            LaneError: that is not possible now.
+        """
+        self._give_up()
+        with map_errors(self.path, "write"):
+            replace_file(self.path, b"".join(map(encode_record, self.state.snapshot())), sync=True)
+            self._switch(open_file(self.path, os.O_WRONLY | os.O_APPEND))
+
+    def _switch(self, descriptor: int) -> None:
+        self._let_go()
+        self._descriptor, self._records = descriptor, 0
+
+    def _let_go(self) -> None:
+        if self._commit is not None:
+            self._commit.file_finished(self._descriptor)
+        elif self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def append(self, record: Record) -> None:
+        """Write one record.
+
+        Raises:
+            LaneError: that is not possible, nor any more before `rewrite`.
+        """
+        data = encode_record(record)
+        with map_errors(self.path, "write"):
+            try:
+                _write(self._descriptor, data, self.path)
+            except OSError:
+                # What stands there may be half a record, and nothing may follow it.
+                self._give_up()
+                self._let_go()
+                raise
+        self._records += 1
+        self._written += 1
+        self._write_anew(data)
+        if self._commit is not None:
+            self._syncing.soon()
+
+    def _begin_sync(self) -> asyncio.Future[None] | None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return None
+        return None if self._commit is None else self._commit.wait(self._descriptor, upto=self._written)
+
+    def _sync_failed(self, error: LaneError) -> None:
+        logger.error("{}: {}", self.path, error)
+        self._give_up()
+        self._let_go()
+
+    # -- the new one beside the old one --
+
+    def _write_anew(self, data: bytes) -> None:
+        """Go on with the new journal; begin it where that is worth it. `data` is what was just written to this one."""
+        try:
+            if self._anew is None:
+                if self._records < max(_SURELY_WORTH, _TIMES_THE_STATE * self.state.size):
+                    return
+                self._anew = _Anew(self.path, self.state)
+            if self._anew.go_on(data):
+                self._anew.replace(self.path, sync=self._commit is not None)
+                descriptor, self._anew = self._anew.descriptor, None
+                self._switch(descriptor)
+        except OSError as error:
+            logger.warning("{}: cannot be written anew yet: {}", self.path, error.strerror)
+            self._give_up()
+            self._records = 0
+
+    def _give_up(self) -> None:
+        if self._anew is not None:
+            self._anew.discard()
+            self._anew = None
+
+    def close(self) -> None:
+        """Let the file go. Idempotent."""
+        self._give_up()
+        if self._commit is not None:
+            self._commit.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class _Anew:
+    """A new journal, some records at a time: first the state of now, then what was written since."""
+
+    def __init__(self, journal: Path, state: State) -> None:
+        self._path = journal.with_name(journal.name + ".new")
+        self._snapshot = state.snapshot()
+        # Bounded: one for each `_AT_ONCE` of the snapshot.
+        self._since: list[bytes] = []
+        self.descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+
+    def go_on(self, data: bytes) -> bool:
+        """Write some more; return whether it has everything."""
+        self._since.append(data)
+        records = [encode_record(record) for record in islice(self._snapshot, _AT_ONCE)]
+        if not records:
+            records = self._since
+        _write(self.descriptor, b"".join(records), self._path)
+        return records is self._since
+
+    def replace(self, journal: Path, *, sync: bool) -> None:
+        """Put it in the place of `journal`."""
+        if sync:
+            os.fsync(self.descriptor)
+        self._path.replace(journal)
+        if sync:
+            sync_directory(journal.parent)
+
+    def discard(self) -> None:
+        """Give it up."""
+        os.close(self.descriptor)
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def _write(descriptor: int, data: bytes, path: Path) -> None:
+    """Write all of it, or raise an `OSError`."""
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
