@@ -219,10 +219,10 @@ async def test_subscriptions_are_saved_replaced_and_removed(store: Store) -> Non
     await store.subscriptions.save(Subscription("b", "x/#", 1))
     await store.subscriptions.save(Subscription("a", "x/#", 1))
     await store.subscriptions.save(Subscription("a", "x/+", 2))
-    await store.subscriptions.save(Subscription("a", "x/#", 0))
+    await store.subscriptions.save(Subscription("a", "x/#", 0, "me"))
     await store.subscriptions.remove("a", "nothing")
     assert await store.subscriptions.all() == [
-        Subscription("a", "x/#", 0),
+        Subscription("a", "x/#", 0, "me"),
         Subscription("a", "x/+", 2),
         Subscription("b", "x/#", 1),
     ]

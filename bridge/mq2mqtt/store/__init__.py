@@ -61,11 +61,12 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A topic filter of a persistent session, with the QoS that was granted."""
+    """A topic filter of a persistent session, with the QoS that was granted, and who had logged in, if anybody."""
 
     client_id: str
     filter: str
     qos: int
+    username: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,13 @@ class OfflineStore(Protocol):
 
 
 class SubscriptionStore(Protocol):
-    """The subscriptions of persistent sessions. The futures may raise as those of `OfflineStore.add`."""
+    """The subscriptions of persistent sessions. What removes them is always taken, however much waits."""
 
     def save(self, subscription: Subscription) -> asyncio.Future[None]:
-        """Remember a subscription; the same client's with the same filter is replaced."""
+        """Remember a subscription; the same client's with the same filter is replaced.
+
+        The future may raise as that of `OfflineStore.add`.
+        """
 
     def remove(self, client_id: str, topic_filter: str) -> asyncio.Future[None]:
         """Forget a subscription; an unknown one is nothing."""

@@ -4,6 +4,7 @@ Every statement may be done twice: whether a commit was done is not known when t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Executable, Table, bindparam, delete, select, update
@@ -29,7 +30,8 @@ def _insert_missing(table: Table) -> dict[str, Executable]:
 def _upsert_subscription(dialect: str) -> Executable:
     statement = _INSERT[dialect](subscriptions)
     upsert: Executable = statement.on_conflict_do_update(
-        index_elements=["node", "client_id", "filter"], set_={"qos": statement.excluded.qos}
+        index_elements=["node", "client_id", "filter"],
+        set_={column: statement.excluded[column] for column in ("qos", "username")},
     )
     return upsert
 
@@ -71,11 +73,11 @@ class SubscriptionChanges:
     def __init__(self) -> None:
         self._forgotten: set[str] = set()
         self._removed: set[tuple[str, str]] = set()
-        self._saved: dict[tuple[str, str], int] = {}
+        self._saved: dict[tuple[str, str], Subscription] = {}
 
     def save(self, subscription: Subscription) -> None:
         """See `SubscriptionStore.save`."""
-        self._saved[subscription.client_id, subscription.filter] = subscription.qos
+        self._saved[subscription.client_id, subscription.filter] = subscription
 
     def remove(self, client_id: str, topic_filter: str) -> None:
         """See `SubscriptionStore.remove`."""
@@ -94,10 +96,7 @@ class SubscriptionChanges:
         yield self._DELETE, [{"n": node, "c": client, "f": filter_} for client, filter_ in sorted(self._removed)]
         yield (
             self._SAVE[dialect],
-            [
-                {"node": node, "client_id": client, "filter": filter_, "qos": qos}
-                for (client, filter_), qos in sorted(self._saved.items())
-            ],
+            [{"node": node, **asdict(subscription)} for _, subscription in sorted(self._saved.items())],
         )
 
 

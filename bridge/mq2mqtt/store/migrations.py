@@ -55,6 +55,7 @@ def _first_tables(connection: Connection) -> None:
             client_id {types.key} NOT NULL,
             filter {types.key} NOT NULL,
             qos SMALLINT NOT NULL,
+            username TEXT,
             PRIMARY KEY (node, client_id, filter)
         )""",
         f"""CREATE TABLE connects (

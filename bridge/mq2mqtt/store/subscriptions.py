@@ -16,7 +16,7 @@ __all__ = ["SqlSubscriptionStore"]
 _ROWS_AT_ONCE: Final = 1000
 _KEY: Final = (subscriptions.c.client_id, subscriptions.c.filter)
 _PAGE: Final = (
-    select(*_KEY, subscriptions.c.qos)
+    select(*_KEY, subscriptions.c.qos, subscriptions.c.username)
     .where(
         subscriptions.c.node == bindparam("node"),
         tuple_(*_KEY) > tuple_(bindparam("client"), bindparam("filter")),
@@ -36,7 +36,7 @@ class SqlSubscriptionStore:
 
     def save(self, subscription: Subscription) -> asyncio.Future[None]:
         """See the protocol."""
-        error = unstorable(keys=(subscription.client_id, subscription.filter))
+        error = unstorable(keys=(subscription.client_id, subscription.filter), texts=(subscription.username,))
         if error is not None:
             return self._writer.refuse(error)
         return self._writer.submit(lambda batch: batch.subscriptions.save(subscription))
@@ -46,14 +46,14 @@ class SqlSubscriptionStore:
         error = unstorable(keys=(client_id, topic_filter))
         if error is not None:
             return self._writer.refuse(error)
-        return self._writer.submit(lambda batch: batch.subscriptions.remove(client_id, topic_filter))
+        return self._writer.submit(lambda batch: batch.subscriptions.remove(client_id, topic_filter), always=True)
 
     def forget(self, client_id: str) -> asyncio.Future[None]:
         """See the protocol."""
         error = unstorable(keys=(client_id,))
         if error is not None:
             return self._writer.refuse(error)
-        return self._writer.submit(lambda batch: batch.subscriptions.forget(client_id))
+        return self._writer.submit(lambda batch: batch.subscriptions.forget(client_id), always=True)
 
     async def all(self) -> list[Subscription]:
         """See the protocol."""
@@ -64,4 +64,4 @@ class SqlSubscriptionStore:
             found += [Subscription(*row) for row in rows]
             if len(rows) < _ROWS_AT_ONCE:
                 return found
-            client_id, topic_filter, _ = rows[-1]
+            client_id, topic_filter, *_ = rows[-1]

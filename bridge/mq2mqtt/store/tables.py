@@ -32,6 +32,7 @@ subscriptions: Final = Table(
     Column("client_id", Text, primary_key=True),
     Column("filter", Text, primary_key=True),
     Column("qos", SmallInteger),
+    Column("username", Text),
 )
 
 connects: Final = Table(
