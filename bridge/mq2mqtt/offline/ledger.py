@@ -12,7 +12,8 @@ _NOTHING: Final = 0
 class Ledger:
     """The store's rows as they are meant to be: its transactions and reads lag behind.
 
-    A message waits, or flies (a host has it and has not said what became of it). One that has left counts no more, but
+    A message waits, or flies (a host has it and has not said what became of it). One that is being written does
+    neither, although a read may bring its row before the one who wrote it knows. One that has left counts no more, but
     is known until no read can bring its row: a read shows what was committed when it began.
     """
 
@@ -22,11 +23,20 @@ class Ledger:
         self.total = 0
         self._flying: dict[int, str] = {}
         self._flying_of: Counter[str] = Counter()
+        self._writing: set[int] = set()
         self._left: set[int] = set()
         self._reads: dict[int, None] = {}
         self._ticket = 0
         # Ids whose rows are deleted, with the last read begun before that; bounded by what reads that long.
         self._deleted: deque[tuple[int, int]] = deque()  # bounded, see above
+
+    def write(self, message_id: int) -> None:
+        """A message is being written."""
+        self._writing.add(message_id)
+
+    def written(self, message_id: int) -> None:
+        """It is, or never will be; in the first case `add` follows."""
+        self._writing.discard(message_id)
 
     def add(self, client_id: str, count: int = 1) -> None:
         """So many more messages are kept for the client."""
@@ -44,7 +54,7 @@ class Ledger:
 
     def waits(self, message_id: int) -> bool:
         """Whether a row that was read is of a message that waits."""
-        return message_id not in self._flying and message_id not in self._left
+        return not any(message_id in others for others in (self._flying, self._left, self._writing))
 
     def fly(self, message_id: int, client_id: str) -> None:
         """A message that waited is given to the host."""

@@ -109,9 +109,11 @@ class Shelf:
         )
 
     def _write(self, message: StoredMessage, kept: Kept) -> None:
+        self.ledger.write(message.id)
         self.store.add(message).add_done_callback(partial(self._written, message, kept))
 
     def _written(self, message: StoredMessage, kept: Kept, future: asyncio.Future[None]) -> None:
+        self.ledger.written(message.id)
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
             self.ledger.add(message.client_id)
