@@ -97,6 +97,20 @@ def test_messages_reach_subscribers_and_p2p_whoever_subscribes_to_its_address(wo
     ]
 
 
+def test_p2p_is_kept_for_nobody(world: World) -> None:
+    def dropped() -> float:
+        return world.bridge.metric("mq2mqtt_dropped_total", rule="commands-in", reason="not_persistent")
+
+    before = dropped()
+    world.peer.send(world.into, b"too early", mqttSecondTopic="/p2p/d3", cleansessionflag="false")
+    wait_for(lambda: dropped() == before + 1)
+    with world.device("d3") as device:
+        device.subscribe("devices/p2p/d3", qos=1)
+        world.peer.send(world.into, b"now", mqttSecondTopic="/p2p/d3", cleansessionflag="false")
+        wait_for_messages(device.received, 1)
+        assert [message.payload for message in device.received] == [b"now"]
+
+
 def test_nothing_goes_round(world: World) -> None:
     with world.peer.collect(world.out) as messages, world.device("reader") as device:
         device.subscribe("sensors/#", qos=1)

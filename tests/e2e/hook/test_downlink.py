@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -27,6 +28,7 @@ from tests.unit.hook.batches import DELIVER, HELLO, KICK, LIST, PUBLISH, Operati
 from tests.waiting import until
 
 pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[3]
 
 
 def to(client_id: bytes, payload: bytes, *, qos: int = 1, topic: bytes | None = None) -> Operation:
@@ -294,3 +296,35 @@ async def test_a_sidecar_that_comes_again_takes_over(broker: Mosquitto, sidecar:
     await sidecar.client.wait_closed()
     # Nothing is told of the sidecar's own connections.
     assert {event["clientId"] for event in broker.events()} == {"", "dev-1"}
+
+
+def _deployed_queue() -> list[str]:
+    """Return the lines about queues of the configuration that we hand out."""
+    lines = (ROOT / "deploy" / "mosquitto.conf").read_text().splitlines()
+    return [line for line in lines if line.startswith("max_queued_")]
+
+
+@pytest.mark.parametrize(("lines", "kept"), [([], 1000), (_deployed_queue(), 1300)], ids=["default", "deployed"])
+async def test_mosquitto_drops_what_is_beyond_its_queue_without_a_word(
+    lines: list[str], kept: int, stopped: Mosquitto
+) -> None:
+    stopped.general = lines
+    (stopped.spool / "lanes.table").write_bytes(table_of({}, ["devices"]))
+    await stopped.start()
+    device = await stopped.connect("dev-1", clean=False)
+    await device.subscribe(("devices/#", 1))
+    await device.disconnect()
+    await stopped.gone("dev-1")
+    sidecar = await Sidecar.connect(stopped)
+    for first in range(0, 1300, 100):
+        numbers = range(first, first + 100)
+        operations = [Operation(PUBLISH, 1, b"", b"devices/a", b"", b"%d" % number) for number in numbers]
+        assert await sidecar.results(*operations) == [DELIVERED] * 100
+    # All of them were taken; so many are there.
+    device = await stopped.connect("dev-1", clean=False)
+    await device.wait_messages(kept)
+    await sidecar.results(Operation(PUBLISH, 1, b"", b"devices/a", b"", b"last"))
+    messages = await device.wait_messages(kept + 1)
+    assert [message.payload for message in messages] == [*(b"%d" % number for number in range(kept)), b"last"]
+    for client in (device, sidecar.client):
+        await client.drop()
