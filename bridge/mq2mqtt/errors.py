@@ -15,6 +15,7 @@ __all__ = [
     "LaneFullError",
     "LaneLockedError",
     "LinkError",
+    "MalformedEventError",
     "MessageRejectedError",
     "NotAuthorizedError",
     "NotConnectedError",
@@ -41,6 +42,10 @@ class UnmappableMessageError(BridgeError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class MalformedEventError(BridgeError):
+    """What a `StatusTracker` was fed is no status message."""
 
 
 class LaneError(BridgeError):

@@ -15,8 +15,11 @@ from pathlib import Path
 from amqtt.errors import AMQTTError, MQTTError
 
 from mq2mqtt import mapping, settings
-from mq2mqtt.errors import ConfigError, LaneError, UnmappableMessageError
-from mq2mqtt.message import ClientEvent, MqttMessage, MqttProperties
+from mq2mqtt.errors import ConfigError, LaneError, MalformedEventError, UnmappableMessageError
+from mq2mqtt.message import ClientEvent, ClientEventType, MqttMessage, MqttProperties
+from mq2mqtt.presence import StatusTracker
+from mq2mqtt.presence.records import decode_record, encode_record
+from mq2mqtt.presence.state import Announced, Came, Connection, Head, Noted, Told
 from mq2mqtt.rocketmq.codec import MAX_INFLATED, decode_messages
 from mq2mqtt.rocketmq.errors import DecodeError, FrameError
 from mq2mqtt.rocketmq.message import ReceivedMessage
@@ -31,6 +34,7 @@ from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.parked import ParkedStore, list_parked
 from mq2mqtt.spool.reader import LaneReader
+from mq2mqtt.status import status_body, tag_of
 from mq2mqtt_amqtt.announce import decode
 from mq2mqtt_amqtt.packets import MalformedPacketError, parse_publish
 from mq2mqtt_mosquitto.control import ControlError, decode_answer
@@ -247,7 +251,7 @@ _PACKETS = (
 
 def _client_event(data: bytes) -> None:
     told: list[ClientEvent] = []
-    presence = Presence(tell=told.append, ask=lambda: None)
+    presence = Presence(tell=told.append, ask=lambda: None, ended=lambda *_: None)
     presence.take(1, Frame(FrameKind.EVENT, 0, 0, "dev", "", b"", data))
     assert len(told) <= 1
 
@@ -256,6 +260,26 @@ _ANSWERS = tuple(
     bytes.fromhex(vector["bytes"]) for vector in json.loads((_DATA / "control_v1.json").read_text())["answers"]
 )
 _EVENT = b'{"type":"connect","channelId":"0-1","clientIp":"::1","time":1,"cleanSession":true}'
+
+
+# -- client status --
+
+
+def _status(data: bytes) -> None:
+    StatusTracker().feed(data)
+
+
+def _journal(data: bytes) -> None:
+    decode_record(Frame(FrameKind.EVENT, 0, 0, "", "", b"", data))
+
+
+_STATUS = status_body(ClientEvent(ClientEventType.CONNECT, "GID_d@@@1", "c1", "ip", 1), seq=7, epoch=1, node="n")
+_CONNECTION = Connection("GID_d@@@1", "c1", "ip", 1)
+_TOLD = Told("presence", 1, ClientEventType.CONNECT, _CONNECTION, 1, 7, 1)
+_JOURNAL = tuple(
+    codec.decode_frames(encode_record(record), 0, max_frames=1)[0][0].payload
+    for record in (Head(1, 1, -1), Came(_CONNECTION, 5), _TOLD, Noted(_TOLD, Announced(_CONNECTION, 2, stale=True)))
+)
 
 
 # -- settings --
@@ -317,5 +341,8 @@ TARGETS: dict[str, Target] = {
     "client-event": Target(
         _client_event, (), (_EVENT, _EVENT.replace(b"connect", b"tcpclean"), _EVENT.replace(b"1,", b"1e999,"))
     ),
+    "status": Target(_status, (MalformedEventError,), (_STATUS, _STATUS.replace(b'"seq":7,', b""))),
+    "status-tag": Target(tag_of, (UnmappableMessageError,), (_STATUS,)),
+    "journal": Target(_journal, (ValueError,), _JOURNAL),
     "settings": Target(_settings, (ConfigError,), (_YAML,)),
 }

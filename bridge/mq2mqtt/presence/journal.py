@@ -71,7 +71,7 @@ class Journal:
         for frame, end in zip(frames, ends, strict=True):
             try:
                 self.state.apply(decode_record(frame))
-            except (ValueError, KeyError) as error:
+            except (ValueError, LookupError, TypeError) as error:
                 problem = f"a record that does not fit: {error}"
                 break
             position = end
