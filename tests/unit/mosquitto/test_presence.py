@@ -3,13 +3,14 @@ import json
 from collections import Counter
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt_mosquitto.control import ConnectedClient
 from mq2mqtt_mosquitto.presence import Presence
+from tests.thorough import searching
 
 
 def frame(client_id: str, kind: str, channel: str, **more: Any) -> Frame:  # noqa: ANN401 - fields of JSON
@@ -33,6 +34,8 @@ class Table:
         self.ends: list[tuple[int, str, int]] = []
         self.known: dict[str, ConnectedClient] = {}
         self.source = -1
+        self.read = 0
+        """Up to where events are settled."""
         self.asked = 0
         self._kill_after = kill_after
         self.presence = Presence(tell=self._tell, ended=self._end, ask=self._ask)
@@ -73,6 +76,7 @@ class Table:
 
     def take(self, offset: int, client_id: str, kind: str, channel: str = "", reason: str = "") -> None:
         self.presence.take(offset, frame(client_id, kind, channel, reason=reason))
+        self.read = offset + 1
 
     @property
     def online(self) -> dict[str, str]:
@@ -274,7 +278,7 @@ def live(table: Table, past: Past, data: st.DataObject, *, first: int, last: int
     table.presence.caught_up()
 
 
-@settings(deadline=None)
+@searching(150)
 @given(past=pasts, data=st.data())
 def test_a_list_at_any_moment_leaves_the_truth(past: Past, data: st.DataObject) -> None:
     """Events are read with a delay of their own; the list is as of some event, and comes at another."""
@@ -286,24 +290,24 @@ def test_a_list_at_any_moment_leaves_the_truth(past: Past, data: st.DataObject) 
         assert table.online == past.states[-1]
 
 
-@settings(deadline=None)
+@searching(150)
 @given(past=pasts, data=st.data())
 def test_every_connection_comes_once_and_goes_once_over_kill_9(past: Past, data: st.DataObject) -> None:
     told: list[tuple[str, str, str]] = []
     known: dict[str, ConnectedClient] = {}
-    source, last = -1, 0
+    source, last, read = -1, 0, 0
     for _ in range(data.draw(st.integers(0, 3))):
         table = Table(kill_after=data.draw(st.integers(0, 6)))
         table.know(known, source)
-        first = data.draw(st.integers(0, last))  # where the cursor was left
+        first = data.draw(st.integers(0, read))  # the cursor is written later, or not at all
         last = data.draw(st.integers(last, len(past.events)))
         with contextlib.suppress(Killed):
             live(table, past, data, first=first, last=last)
         told += table.told
-        known, source = table.known, table.source
+        known, source, read = table.known, table.source, max(read, table.read)
     table = Table()
     table.know(known, source)
-    live(table, past, data, first=data.draw(st.integers(0, last)), last=len(past.events))
+    live(table, past, data, first=data.draw(st.integers(0, read)), last=len(past.events))
     times = Counter(told + table.told)
     assert table.online == past.states[-1]
     for name, kind, channel in past.events:
