@@ -41,6 +41,9 @@ PURE = (
     "presence/records",
     "expiry",
     "spool/frame",
+    "store/changes",
+    "store/checks",
+    "store/properties",
     "rocketmq/remoting",
     "rocketmq/allocation",
     "offline/pacing",
@@ -138,6 +141,26 @@ def test_the_rocketmq_client_stands_alone() -> None:
         for path in sorted((ROOT / "bridge" / "mq2mqtt" / "rocketmq").rglob("*.py"))
         for module in imports(path)
         if module.startswith("mq2mqtt") and not module.startswith("mq2mqtt.rocketmq")
+    ]
+    assert wrong == []
+
+
+def test_the_store_knows_messages_and_errors_alone() -> None:
+    wrong = [
+        f"{name_of(path)} imports {module}"
+        for path, part in core_modules()
+        for module in imports(path)
+        if part == "store" and module.startswith("mq2mqtt.") and part_of(module) not in {"store", "message", "errors"}
+    ]
+    assert wrong == []
+
+
+def test_only_the_store_knows_the_database() -> None:
+    wrong = [
+        f"{name_of(path)} imports {module}"
+        for path, part in core_modules()
+        for module in imports(path)
+        if module.split(".")[0] in {"sqlalchemy", "sqlite3", "aiosqlite", "asyncpg"} and part != "store"
     ]
     assert wrong == []
 

@@ -135,10 +135,9 @@ def test_sections_that_are_empty_have_their_defaults(write: Write) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("sqlite:///x.db", "sqlite:///{base}/x.db"),
+        ("sqlite+aiosqlite:///a/x.db", "sqlite+aiosqlite:///{base}/a/x.db"),
         ("sqlite+aiosqlite:////abs/x.db", "sqlite+aiosqlite:////abs/x.db"),
-        ("sqlite+aiosqlite:///:memory:", "sqlite+aiosqlite:///:memory:"),
-        ("mysql://h/db", "mysql://h/db"),
+        ("postgresql+asyncpg://h/db", "postgresql+asyncpg://h/db"),
     ],
 )
 def test_store_url_is_relative_to_the_file(write: Write, tmp_path: Path, url: str, expected: str) -> None:
@@ -341,6 +340,10 @@ rules:
 
 SIZE_WORDS = "is no size: write bytes as a number, or with B, KiB, MiB, GiB or TiB, as in 512MiB"
 ADDRESS_WORDS = "is no host:port: write for example 127.0.0.1:9876, or [::1]:9876 for IPv6"
+STORE_URL_WORDS = (
+    "is no database URL: write for example sqlite+aiosqlite:///var/mq2mqtt.db, or "
+    "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+)
 URL_WORDS = (
     "is no broker URL: write mqtt://HOST:PORT, mqtts://HOST:PORT or unix:///PATH; user and password go into "
     "host.username and host.password"
@@ -351,8 +354,8 @@ URL_WORDS = (
     ("text", "line"),
     [
         ("nodes: x", "nodes: unknown field; did you mean 'node'?"),
-        ("_env_file: x", ("_env_file: unknown field; there are node, rocketmq, spool, store, offline, admin, host, limits, "
-         "stop_deadline, mqtt, rules")),
+        ("_env_file: x", ("_env_file: unknown field; there are node, rocketmq, spool, store, offline, admin, "
+         "host, limits, stop_deadline, mqtt, rules")),
         ("node: 7", "node: must be text, not 7: write it in quotes"),
         ("node: yes", "node: must be text, not True: write it in quotes"),
         ("node: [a]", "node: must be text, not a list"),
@@ -396,8 +399,12 @@ URL_WORDS = (
         ("spool: {max_bytes: -5MiB}", f"spool.max_bytes: '-5MiB' {SIZE_WORDS}"),
         ("spool: {max_bytes: 1.5}", "spool.max_bytes: must be a whole number, not 1.5"),
         ("spool: {max_bytes: 1KiB}", "spool.max_bytes: must be 65536 or more"),
-        ("store: {url: var/x.db}", ("store.url: is no database URL: write for example "
-         "sqlite+aiosqlite:///var/mq2mqtt.db")),
+        ("store: {url: var/x.db}", f"store.url: {STORE_URL_WORDS}"),
+        ("store: {url: 'sqlite:///x.db'}", f"store.url: {STORE_URL_WORDS}"),
+        ("store: {url: 'sqlite+aiosqlite:///:memory:'}", f"store.url: {STORE_URL_WORDS}"),
+        ("store: {url: 'mysql://u:hunter2@h/db'}", f"store.url: {STORE_URL_WORDS}"),
+        ("offline: {retention: 0}", "offline.retention: must be 1 or more"),
+        ("offline: {total: 0}", "offline.total: must be 1 or more"),
         ("admin: {listen: 9883}", "admin.listen: must be text, not 9883: write it in quotes"),
         ("admin: {listen: ':9883'}", f"admin.listen: ':9883' {ADDRESS_WORDS}"),
         ("host: {type: emqx}", "host.type: must be 'mosquitto' or 'mqtt'"),
@@ -463,8 +470,8 @@ rocketmq:
         ["mq2mqtt.yaml:6", "rules[1] (out-2)", "source"],
         ["mq2mqtt.yaml:7", "rules[1] (out-2)", "target"],
         ["mq2mqtt.yaml:8", "node", "'a b' is no node name"],
-        ["mq2mqtt.yaml:9", "extra", ("unknown field; there are node, rocketmq, spool, store, offline, admin, host, limits, "
-         "stop_deadline, mqtt, rules")],
+        ["mq2mqtt.yaml:9", "extra", ("unknown field; there are node, rocketmq, spool, store, offline, admin, host, "
+         "limits, stop_deadline, mqtt, rules")],
         ["mq2mqtt.yaml:11", "rocketmq.tls", "must be true or false, not 3"],
     ]  # fmt: skip
 

@@ -56,7 +56,7 @@ _ENV_PREFIX: Final = "MQ2MQTT_"
 _ENV_DELIMITER: Final = "__"
 _ENVIRONMENT: Final = "environment"
 _FILE_SCHEME: Final = "file://"
-_RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?![/:])(.+)")
+_RELATIVE_SQLITE = re.compile(r"(sqlite\+aiosqlite:///)(?!/)(.+)")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 

@@ -30,6 +30,8 @@ _NODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 # The host in brackets is an IPv6 address.
 _ADDRESS = re.compile(r"(\[[^\s\[\]]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
 _SIZE = re.compile(r"([0-9]+) ?([A-Za-z]*)")
+# A database in memory would keep nothing.
+_STORE_URL = re.compile(r"sqlite\+aiosqlite:///(?!:memory:).+|postgresql\+asyncpg://.+")
 _HOST_URL = re.compile(r"(?:mqtts?://[^/@]+|unix:///.+)")
 
 
@@ -93,8 +95,11 @@ def _size(value: object) -> object:
 
 def _store_url(value: str) -> str:
     # The value is never shown: it may hold a password.
-    if "://" not in value:
-        raise ValueError("is no database URL: write for example sqlite+aiosqlite:///var/mq2mqtt.db")
+    if not _STORE_URL.fullmatch(value):
+        raise ValueError(
+            "is no database URL: write for example sqlite+aiosqlite:///var/mq2mqtt.db, or "
+            "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+        )
     return value
 
 
