@@ -7,7 +7,11 @@ from collections.abc import Awaitable, Callable
 from loguru import logger
 from pydantic import BaseModel
 
+from mq2mqtt.admin import parked as parked_api
+from mq2mqtt.admin import sessions as sessions_api
+from mq2mqtt.admin.parked import Parked
 from mq2mqtt.admin.server import AdminServer
+from mq2mqtt.admin.sessions import Sessions
 from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
@@ -77,7 +81,15 @@ class Bridge:
         registry = build_registry(
             self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._rules.refresh_gauges
         )
-        self.admin = AdminServer(host=admin_host, port=admin_port, telemetry=self.telemetry, registry=registry)
+        sessions = Sessions(host, self.presence.connections, connects=lambda: None, kept=lambda _: 0)
+        parked = Parked(settings.spool.path, rules=lambda: self._rules.rules, look=self.look)
+        self.admin = AdminServer(
+            host=admin_host,
+            port=admin_port,
+            telemetry=self.telemetry,
+            registry=registry,
+            api=[*sessions_api.routes(sessions), *parked_api.routes(parked)],
+        )
         self._lives_on = writer is not None
         self._runner: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []

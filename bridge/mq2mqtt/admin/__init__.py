@@ -1,1 +1,1 @@
-"""The admin port: metrics, health and readiness over HTTP."""
+"""The admin port: metrics, health, readiness, and the API over HTTP."""

@@ -1,9 +1,12 @@
-"""`/metrics`, `/healthz` and `/readyz` on the admin port (design section 8)."""
+"""The admin port: `/metrics`, `/healthz` and `/readyz` for everybody who reaches it, `/api` for this machine."""
+
+from collections.abc import Sequence
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from mq2mqtt.admin.guard import guard
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.telemetry import Telemetry
 
@@ -11,9 +14,17 @@ __all__ = ["AdminServer"]
 
 
 class AdminServer:
-    """An HTTP server in the bridge's own loop. `port` is the bound port once it has started."""
+    """An HTTP server in the bridge's own loop. `port` is the bound port once it has started; `api` are its routes."""
 
-    def __init__(self, *, host: str, port: int, telemetry: Telemetry, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        *,
+        host: str,
+        port: int,
+        telemetry: Telemetry,
+        registry: CollectorRegistry,
+        api: Sequence[web.RouteDef] = (),
+    ) -> None:
         self._host = host
         self.port = port
         self._telemetry = telemetry
@@ -21,6 +32,9 @@ class AdminServer:
         app.router.add_get("/metrics", make_aiohttp_handler(registry=registry))
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
+        guarded = web.Application(middlewares=[guard])
+        guarded.add_routes(api)
+        app.add_subapp("/api", guarded)
         self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
 
     @property

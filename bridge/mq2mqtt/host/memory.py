@@ -156,7 +156,9 @@ class MemoryHost:
 
     def _tell(self, client: MemoryClient, kind: ClientEventType) -> None:
         if self.intake is not None:
-            self.intake.on_client_event(ClientEvent(kind, client.client_id, client.channel_id, "127.0.0.1:0", 0))
+            self.intake.on_client_event(
+                ClientEvent(kind, client.client_id, client.channel_id, "127.0.0.1:0", 0, client.clean_session)
+            )
 
 
 def _keeping(client_id: str, qos: int, settled: Settled, missed: Missed) -> Settled:
