@@ -7,19 +7,17 @@ from typing import Any
 
 import pytest
 
-from mq2mqtt.intake import BridgeIntake
-from mq2mqtt.presence import Connection, Presence
-from mq2mqtt.rules import RuleSet
-from mq2mqtt.settings import Limits, Settings
+from mq2mqtt.message import ClientEvent
+from mq2mqtt.presence import Connection, Journal, Presence
+from mq2mqtt.settings import Settings
 from mq2mqtt.spool.follower import FollowedLane
 from mq2mqtt.spool.reader import LaneReader
-from mq2mqtt.telemetry import Telemetry
 from mq2mqtt_mosquitto.host import MosquittoHost
 from tests.e2e.hook.mosquitto import says_why
 from tests.mosquitto import TOKEN, Mosquitto
 from tests.mqtt_client import Client, publish_packet
 from tests.plain_mosquitto import PlainMosquitto
-from tests.unit.amqtt.world import until
+from tests.unit.amqtt.world import ListIntake, until
 
 LIMIT = 64 << 10
 
@@ -132,13 +130,21 @@ async def test_the_reason_while_there_is_no_hook(tmp_path: Path, monkeypatch: py
 
 
 class Lives:
-    """What listeners of the core are told: comings, and goings with their reasons, by client and channel."""
+    """What listeners of the core are told: comings, and goings with their reasons; over all lives of the core."""
 
-    def __init__(self) -> None:
-        self.presence = Presence()
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self.came: list[Connection] = []
         self.went: list[tuple[Connection, str]] = []
+        self.presence = Presence()
+
+    def begin(self) -> Presence:
+        """Begin another life: it knows what the journal says."""
+        self.presence.close()
+        self.presence = Presence(Journal(self._directory), node="test")
         self.presence.listen(came=self.came.append, gone=lambda one, _ms, reason: self.went.append((one, reason)))
+        self.presence.start(lives_on=True)
+        return self.presence
 
     def reasons(self, client_id: str) -> list[str]:
         return [reason for connection, reason in self.went if connection.client_id == client_id]
@@ -148,23 +154,26 @@ class Lives:
         return set(self.presence.connections)
 
 
+class PresenceIntake(ListIntake):
+    def __init__(self, presence: Presence) -> None:
+        super().__init__()
+        self._presence = presence
+
+    def on_client_event(self, event: ClientEvent) -> None:
+        self._presence.take(event)
+
+
 def _new_life(hosts: Hosts, lives: Lives) -> None:
-    """Begin another sidecar that goes on from what the one before it has noted."""
+    """Begin another sidecar."""
+    presence = lives.begin()
     hosts.new_host("a")
-    hosts.host.follow(lives.presence)
-    hosts.host.intake = BridgeIntake(
-        rules=RuleSet(),
-        lanes={},
-        limits=Limits(),
-        host=hosts.host,
-        presence=lives.presence,
-        telemetry=Telemetry(),
-    )
+    hosts.host.follow(presence)
+    hosts.host.intake = PresenceIntake(presence)
     hosts.host.start()
 
 
-async def test_every_connection_is_told_once_whoever_was_away(hosts: Hosts, broker: Mosquitto) -> None:
-    lives = Lives()
+async def test_every_connection_is_told_once_whoever_was_away(hosts: Hosts, broker: Mosquitto, tmp_path: Path) -> None:
+    lives = Lives(tmp_path / "presence")
     _new_life(hosts, lives)
     devices = {name: await Client.connect(broker.port, name, clean=False) for name in ("stays", "leaves", "taken")}
     await until(lambda: lives.open == set(devices))
@@ -200,3 +209,4 @@ async def test_every_connection_is_told_once_whoever_was_away(hosts: Hosts, brok
     assert sorted(connection.channel_id for connection, _ in lives.went) == sorted(channels)
     for device in (*devices.values(), again, later):
         await device.drop()
+    lives.presence.close()
