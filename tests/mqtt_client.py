@@ -86,6 +86,15 @@ def publish_packet(  # noqa: PLR0913 - the fields of PUBLISH
     return packet(first, text(topic) + (struct.pack("!H", packet_id) if qos else b"") + payload)
 
 
+def subscribe_packet(packet_id: int, *filters: tuple[str, int]) -> bytes:
+    body = b"".join(text(name) + bytes((qos,)) for name, qos in filters)
+    return packet(0x82, struct.pack("!H", packet_id) + body)
+
+
+def unsubscribe_packet(packet_id: int, *filters: str) -> bytes:
+    return packet(0xA2, struct.pack("!H", packet_id) + b"".join(text(name) for name in filters))
+
+
 def ack_packet(kind: int, packet_id: int) -> bytes:
     return packet(kind << 4 | (2 if kind == PUBREL else 0), struct.pack("!H", packet_id))
 
@@ -230,13 +239,12 @@ class Client:
     async def subscribe(self, *filters: tuple[str, int]) -> list[int]:
         """Subscribe; return the granted QoS of each filter."""
         self._last_id += 1
-        body = b"".join(text(name) + bytes((qos,)) for name, qos in filters)
-        self.send(packet(0x82, struct.pack("!H", self._last_id) + body))
+        self.send(subscribe_packet(self._last_id, *filters))
         return list((await self.wait_packet(SUBACK, self._last_id)).body[2:])
 
     async def unsubscribe(self, *filters: str) -> None:
         self._last_id += 1
-        self.send(packet(0xA2, struct.pack("!H", self._last_id) + b"".join(text(name) for name in filters)))
+        self.send(unsubscribe_packet(self._last_id, *filters))
         await self.wait_packet(UNSUBACK, self._last_id)
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> None:

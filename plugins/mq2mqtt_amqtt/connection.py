@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amqtt.adapters import ReaderAdapter, WriterAdapter
@@ -37,6 +38,7 @@ from mq2mqtt_amqtt.outbox import Outbox
 from mq2mqtt_amqtt.packets import PINGRESP, MalformedPacketError, Publish, packet_id, parse_publish
 from mq2mqtt_amqtt.publishes import Publishes
 from mq2mqtt_amqtt.roles import Host, Reason, Will
+from mq2mqtt_amqtt.saving import Saving
 from mq2mqtt_amqtt.turnstile import Turnstile
 from mq2mqtt_amqtt.wire import BUFFER_HIGH, ByteReader, Wire, open_reader, open_wire
 
@@ -112,6 +114,7 @@ class Connection(BrokerProtocolHandler):
         if listens(self.plugins_manager, MQTTEvents.PACKET_SENT):
             self.wire = AnnouncingWire(self.wire, self.plugins_manager, session)
         self._turnstile = Turnstile(self.wire, self.client_id)
+        self._saving = Saving(self.client_id, self.fail)
         self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id)
         self.publishes = Publishes(
             routing=self,
@@ -169,6 +172,7 @@ class Connection(BrokerProtocolHandler):
             self._alive_timer.cancel()
         if self._reader_task is not None and not self._reader_task.done():
             self._reader_task.cancel()
+        self._saving.close()
         try:
             self.outbox.close()
             await self.publishes.close()
@@ -316,6 +320,18 @@ class Connection(BrokerProtocolHandler):
         self._heard_at = self._loop.time()
         if self.wire.buffered > _UNREAD_LIMIT:
             await self.wire.drained()
+
+    # Subscriptions.
+
+    async def mqtt_acknowledge_subscription(self, packet_id: int, return_codes: list[int]) -> None:
+        """Send SUBACK once the store has what a kept session subscribes to."""
+        acknowledge = partial(super().mqtt_acknowledge_subscription, packet_id, return_codes)
+        await self._saving.then(acknowledge, self.host.writing(self.client_id))
+
+    async def mqtt_acknowledge_unsubscription(self, packet_id: int) -> None:
+        """Send UNSUBACK once the store has forgotten it."""
+        acknowledge = partial(super().mqtt_acknowledge_unsubscription, packet_id)
+        await self._saving.then(acknowledge, self.host.writing(self.client_id))
 
     # Routing, for `Publishes`.
 

@@ -5,7 +5,7 @@ The private side of amqtt is used here and in the modules that this one puts tog
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from amqtt.broker import Broker
 from amqtt.contexts import Action
@@ -15,6 +15,7 @@ from loguru import logger
 
 from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEventType, MqttMessage
+from mq2mqtt.store import SubscriptionStore
 from mq2mqtt_amqtt.announce import listens
 from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.fanout import Fanout, Parcel
@@ -23,6 +24,7 @@ from mq2mqtt_amqtt.packets import Frame, Publish
 from mq2mqtt_amqtt.patch import check_version, replace
 from mq2mqtt_amqtt.retained import Retained
 from mq2mqtt_amqtt.roles import is_kept
+from mq2mqtt_amqtt.sessions import KeptSessions
 from mq2mqtt_amqtt.subscriptions import Subscriptions
 from mq2mqtt_amqtt.wills import Wills
 
@@ -49,6 +51,7 @@ class AmqttHost:
         # amqtt's is unbounded. Full, it holds up the connections' loops, and `Publishes.full` then stops reading.
         replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
+        self._sessions = KeptSessions(broker, self._subscriptions)
         self._retained = Retained(broker)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._asking: set[asyncio.Task[None]] = set()
@@ -92,7 +95,9 @@ class AmqttHost:
 
     async def close(self) -> None:
         """Refuse new connections and end all there are."""
+        self._sessions.close()
         await self._lifecycle.close()
+        self._subscriptions.clear()
 
     def publish(
         self,
@@ -181,6 +186,16 @@ class AmqttHost:
         fanout = Fanout(settled, handed, receivers=1)
         connection.outbox.send(Parcel(fanout, Frame(message.topic, message.payload, message.qos)))
 
+    async def restore(self, subscriptions: SubscriptionStore) -> None:
+        """Have the persistent sessions that the store knows, and save them there from now on.
+
+        To be called when the broker begins, before it listens.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        await self._sessions.restore(subscriptions)
+
     # What connections ask.
 
     @property
@@ -221,3 +236,7 @@ class AmqttHost:
     async def finish(self, connection: Connection) -> None:
         """The connection is at its end."""
         await self._lifecycle.finish(connection)
+
+    def writing(self, client_id: str) -> Collection["asyncio.Future[None]"]:
+        """See `KeptSessions.writing`."""
+        return self._sessions.writing(client_id)

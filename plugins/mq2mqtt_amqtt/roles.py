@@ -10,6 +10,9 @@ from mq2mqtt.host import Intake
 from mq2mqtt_amqtt.packets import Publish
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Collection
+
     from mq2mqtt_amqtt.connection import Connection
 
 __all__ = ["Host", "Reason", "Will", "is_kept"]
@@ -63,6 +66,9 @@ class Host(Protocol):
 
     async def finish(self, connection: "Connection") -> None:
         """Publish the will, update session and presence; called once."""
+
+    def writing(self, client_id: str) -> "Collection[asyncio.Future[None]]":
+        """Return what of a client's subscriptions is being written to the store. Do not cancel it."""
 
 
 def is_kept(session: Session) -> bool:

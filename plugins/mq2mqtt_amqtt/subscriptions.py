@@ -1,11 +1,12 @@
 """Who subscribes to a topic, out of amqtt's own table.
 
-amqtt matches a topic against every filter, one by one. Here filters stand in a trie, and the answers for recent topics
-are remembered until any subscription changes. No event tells of all changes (restored sessions, deleted sessions), so
-the three methods of the broker that make them are wrapped.
+amqtt matches a topic against every filter, one by one, and looks at every filter when a session ends. Here filters
+stand in a trie, those of each client are at hand, and the answers for recent topics are remembered until any
+subscription changes. No event tells of all changes (restored sessions, deleted sessions), so the three methods of the
+broker that make them are wrapped.
 """
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from amqtt.broker import Broker
 from amqtt.session import Session
@@ -13,7 +14,7 @@ from amqtt.session import Session
 from mq2mqtt.topics import TopicTrie
 from mq2mqtt_amqtt.patch import replace
 
-__all__ = ["Subscriber", "Subscriptions"]
+__all__ = ["Subscriber", "Subscriptions", "Watcher"]
 
 _REFUSED = 0x80
 _REMEMBERED: Final = 10_000
@@ -26,6 +27,19 @@ class Subscriber(NamedTuple):
     qos: int
 
 
+class Watcher(Protocol):
+    """Who is told of each change. What it does must not wait."""
+
+    def added(self, session: Session, topic_filter: str, qos: int) -> None:
+        """A session subscribes, maybe again, with the QoS that is granted."""
+
+    def removed(self, session: Session, topic_filter: str) -> None:
+        """A session subscribes to this no more."""
+
+    def forgotten(self, session: Session) -> None:
+        """A session has ended; `removed` may be called for its filters after this."""
+
+
 class Subscriptions:
     """The subscribers of topics, one entry for each client however many of its filters match."""
 
@@ -33,15 +47,17 @@ class Subscriptions:
         self._table = broker.subscriptions
         self._add = broker.add_subscription
         self._delete = broker._del_subscription  # noqa: SLF001 - see the module docstring
-        self._delete_all = broker._del_all_subscriptions  # noqa: SLF001
         replace(broker, "add_subscription", self._on_add)
         replace(broker, "_del_subscription", self._on_delete)
         replace(broker, "_del_all_subscriptions", self._on_delete_all)
         self._filters: TopicTrie[str] = TopicTrie()
-        self._known: set[str] = set()
+        self._of_client: dict[str, set[str]] = {}
         self._answers: dict[str, tuple[Subscriber, ...]] = {}
-        for topic_filter in self._table:
-            self._learn(topic_filter)
+        self.watcher: Watcher | None = None
+        for topic_filter, entries in self._table.items():
+            self._filters.add(topic_filter, topic_filter)
+            for session, _ in entries:
+                self._of_client.setdefault(session.client_id or "", set()).add(topic_filter)
 
     def of(self, topic: str) -> tuple[Subscriber, ...]:
         """Return the subscribers of a legal topic name, connected or not."""
@@ -52,6 +68,18 @@ class Subscriptions:
             answer = self._answers[topic] = self._find(topic)
         return answer
 
+    def restore(self, session: Session, topic_filter: str, qos: int) -> None:
+        """Subscribe a session to what it was permitted before; its watcher is not told."""
+        self._table.setdefault(topic_filter, []).append((session, qos))
+        self._learn(topic_filter, session)
+
+    def clear(self) -> None:
+        """Take it that there are none any more: the broker stops, and would take them out one by one."""
+        self._table.clear()
+        self._filters = TopicTrie()
+        self._of_client.clear()
+        self._answers.clear()
+
     def _find(self, topic: str) -> tuple[Subscriber, ...]:
         found: dict[str | None, Subscriber] = {}
         for topic_filter in self._filters.match(topic):
@@ -61,17 +89,10 @@ class Subscriptions:
                     found[session.client_id] = Subscriber(session, qos)
         return tuple(found.values())
 
-    def _learn(self, topic_filter: str) -> None:
+    def _learn(self, topic_filter: str, session: Session) -> None:
         self._answers.clear()
-        if topic_filter not in self._known:
-            self._known.add(topic_filter)
-            self._filters.add(topic_filter, topic_filter)
-
-    def _forget_empty(self) -> None:
-        self._answers.clear()
-        for topic_filter in self._known.difference(self._table):
-            self._known.remove(topic_filter)
-            self._filters.remove(topic_filter, topic_filter)
+        self._filters.add(topic_filter, topic_filter)
+        self._of_client.setdefault(session.client_id or "", set()).add(topic_filter)
 
     async def _on_add(self, subscription: tuple[str, int], session: Session) -> int:
         granted = await self._add(subscription, session)
@@ -82,15 +103,26 @@ class Subscriptions:
             for index, (subscriber, qos) in enumerate(entries):
                 if subscriber.client_id == session.client_id and qos != granted:
                     entries[index] = (subscriber, granted)
-            self._learn(topic_filter)
+            self._learn(topic_filter, session)
+            if self.watcher is not None:
+                self.watcher.added(session, topic_filter, granted)
         return granted
 
     def _on_delete(self, topic_filter: str, session: Session) -> int:
         deleted = self._delete(topic_filter, session)
         if deleted:
             self._answers.clear()
+            if own := self._of_client.get(session.client_id or ""):
+                own.discard(topic_filter)
+            if self.watcher is not None:
+                self.watcher.removed(session, topic_filter)
         return deleted
 
     async def _on_delete_all(self, session: Session) -> None:
-        await self._delete_all(session)
-        self._forget_empty()
+        if self.watcher is not None:
+            self.watcher.forgotten(session)
+        for topic_filter in self._of_client.pop(session.client_id or "", ()):
+            self._on_delete(topic_filter, session)
+            if not self._table.get(topic_filter):
+                self._table.pop(topic_filter, None)
+                self._filters.remove(topic_filter, topic_filter)

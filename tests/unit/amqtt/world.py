@@ -8,6 +8,7 @@ from amqtt.broker import Broker
 
 from mq2mqtt.host import Delivery, Outcome, Settled, TopicRoute
 from mq2mqtt.message import ClientEvent, MqttMessage
+from mq2mqtt.store import SubscriptionStore
 from mq2mqtt.topics import p2p_address
 from mq2mqtt_amqtt.host import AmqttHost
 from tests.mqtt_client import SECONDS, Client
@@ -99,13 +100,23 @@ class World:
         self.intake = ListIntake()
         self.host.intake = self.intake
         self.clients: list[Client] = []
+        self._stopped = False
 
     @classmethod
-    async def start(cls, *, plugins: dict[str, Any] | None = None, listener: str = "tcp") -> "World":
+    async def start(
+        cls,
+        *,
+        plugins: dict[str, Any] | None = None,
+        listener: str = "tcp",
+        subscriptions: SubscriptionStore | None = None,
+        **config: Any,  # noqa: ANN401 - amqtt's
+    ) -> "World":
         chosen = {AUTH: {"allow_anonymous": True}} if plugins is None else plugins
-        config = {"listeners": {"default": {"type": listener, "bind": "127.0.0.1:0"}}, "plugins": chosen}
-        world = cls(Broker(config))
+        listeners = {"default": {"type": listener, "bind": "127.0.0.1:0"}}
+        world = cls(Broker({"listeners": listeners, "plugins": chosen, **config}))
         await world.broker.start()
+        if subscriptions is not None:
+            await world.host.restore(subscriptions)
         return world
 
     @property
@@ -133,6 +144,10 @@ class World:
         return client
 
     async def stop(self) -> None:
+        """Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
         for client in self.clients:
             await client.drop()
         await self.host.close()

@@ -1,0 +1,226 @@
+"""Subscriptions of persistent sessions outlive the broker: on real brokers, with a raw client and SQLite."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mq2mqtt.errors import StoreError, UnstorableError
+from mq2mqtt.store import Subscription
+from mq2mqtt.store.sql import SqlStore
+from tests.mqtt_client import CONNACK, SUBACK, UNSUBACK, Client, connect_packet, subscribe_packet, unsubscribe_packet
+from tests.unit.amqtt.conftest import StartWorld
+from tests.unit.amqtt.plugins import ACL, OPEN
+from tests.unit.amqtt.world import AUTH, World, until
+
+DELIVERED = ("delivered", None)
+QUEUED = ("queued", None)
+NOBODY = ("no_subscriber", None)
+ANONYMOUS = "amqtt.plugins.authentication.AnonymousAuthPlugin"
+
+
+class SlowStore:
+    """A `SubscriptionStore` that writes when it is told to."""
+
+    def __init__(self, *known: Subscription) -> None:
+        self.known = list(known)
+        self.calls: list[tuple[object, ...]] = []
+        self.futures: list[asyncio.Future[None]] = []
+
+    def save(self, subscription: Subscription) -> asyncio.Future[None]:
+        return self._begin("save", subscription.client_id, subscription.filter, subscription.qos)
+
+    def remove(self, client_id: str, topic_filter: str) -> asyncio.Future[None]:
+        return self._begin("remove", client_id, topic_filter)
+
+    def forget(self, client_id: str) -> asyncio.Future[None]:
+        return self._begin("forget", client_id)
+
+    async def all(self) -> list[Subscription]:
+        return self.known
+
+    def _begin(self, *call: object) -> asyncio.Future[None]:
+        self.calls.append(call)
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return self.futures[-1]
+
+    def finish(self, error: Exception | None = None) -> None:
+        futures, self.futures = self.futures, []
+        for future in futures:
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    opened = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/store.db", node="one")
+    yield opened
+    await opened.close()
+
+
+async def connack(world: World, client_id: str, *, clean: bool = False) -> bytes:
+    """Connect and disconnect; return the body of CONNACK."""
+    client = await Client.open(world.port)
+    world.clients.append(client)
+    client.send(connect_packet(client_id, clean=clean))
+    body = (await client.wait_packet(CONNACK)).body
+    await client.disconnect()
+    await until(lambda: not world.host.is_online(client_id))
+    return body
+
+
+@pytest.mark.parametrize("orderly", [True, False])
+async def test_sessions_and_their_subscriptions_are_there_after_a_restart(
+    start_world: StartWorld, store: SqlStore, *, orderly: bool
+) -> None:
+    first = await start_world(subscriptions=store.subscriptions)
+    device = await first.client("dev", clean=False)
+    await device.subscribe(("into/#", 0), ("into/a", 2), ("+/b", 1), ("gone", 1))
+    await device.subscribe(("into/#", 1))
+    await device.unsubscribe("gone")
+    clean = await first.client("clean")
+    await clean.subscribe(("into/#", 1))
+    if orderly:
+        await first.stop()
+
+    second = await start_world(subscriptions=store.subscriptions)
+    missed = [second.publish(topic, qos=2) for topic in ("into/a", "into/c", "else/b")]
+    assert [await receipt.outcome() for receipt in missed] == [QUEUED] * 3
+    assert [receipt.missed for receipt in missed] == [[("dev", 2)], [("dev", 1)], [("dev", 1)]]
+    assert await second.publish("gone").outcome() == NOBODY
+    back = await Client.open(second.port)
+    second.clients.append(back)
+    back.send(connect_packet("dev", clean=False))
+    assert (await back.wait_packet(CONNACK)).body == b"\x01\x00"
+    assert await second.publish("into/a", qos=1).outcome() == DELIVERED
+    await back.wait_messages(1)
+    await back.unsubscribe("into/a")
+    assert await connack(second, "clean") == b"\x00\x00"
+
+
+async def test_a_clean_session_ends_what_is_saved(start_world: StartWorld, store: SqlStore) -> None:
+    for client_id in ("dev", "other"):
+        world = await start_world(subscriptions=store.subscriptions)
+        device = await world.client(client_id, clean=False)
+        await device.subscribe(("into/#", 1), ("more", 1))
+    world = await start_world(subscriptions=store.subscriptions)
+    assert await connack(world, "dev", clean=True) == b"\x00\x00"
+    again = await start_world(subscriptions=store.subscriptions)
+    assert await connack(again, "dev") == b"\x00\x00"
+    receipt = again.publish("into/a")
+    assert await receipt.outcome() == QUEUED
+    assert receipt.missed == [("other", 1)]
+
+
+async def test_what_amqtt_does_not_keep_is_not_saved(start_world: StartWorld) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store, plugins={ANONYMOUS: {"allow_anonymous": True}})
+    device = await world.client("dev", clean=False)
+    await device.subscribe(("into/#", 1))
+    assert not store.calls
+
+
+async def test_an_expired_session_is_forgotten(start_world: StartWorld) -> None:
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store, session_expiry_interval=0)
+    await until(lambda: store.calls == [("forget", "dev")])
+    assert await world.publish("into/a").outcome() == NOBODY
+
+
+async def test_a_stopping_broker_forgets_nothing(start_world: StartWorld) -> None:
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store)
+    await world.client("dev", clean=False)
+    await world.stop()
+    assert not store.calls
+
+
+async def test_what_is_saved_already_is_not_written_again(start_world: StartWorld) -> None:
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    assert await device.subscribe(("into/#", 1)) == [1]
+    assert not store.calls
+
+
+async def test_subscribing_is_acknowledged_when_it_is_saved(start_world: StartWorld) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    device.send(subscribe_packet(1, ("into/#", 1), ("into/#/wrong", 1)))
+    await until(lambda: bool(store.futures))
+    # What it publishes meanwhile goes on, also by way of amqtt's routing.
+    await device.publish("into/own", b"x", qos=1)
+    await device.wait_messages(1)
+    assert not device.packets
+    store.finish()
+    assert (await device.wait_packet(SUBACK, 1)).body[2:] == b"\x01\x80"
+    device.send(unsubscribe_packet(2, "into/#"))
+    await device.ping()
+    await until(lambda: len(store.calls) == 2)
+    assert not [packet for packet in device.packets if packet.kind == UNSUBACK]
+    store.finish()
+    await device.wait_packet(UNSUBACK, 2)
+    assert store.calls == [("save", "dev", "into/#", 1), ("remove", "dev", "into/#")]
+
+
+async def test_a_subscription_that_cannot_be_saved_closes_and_is_tried_again(start_world: StartWorld) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    for _ in range(2):
+        device = await world.client("dev", clean=False)
+        device.send(subscribe_packet(1, ("into/#", 1)))
+        await until(lambda: bool(store.futures))
+        store.finish(StoreError("too much waits"))
+        await device.wait_closed()
+        assert not device.packets
+    assert store.calls == [("save", "dev", "into/#", 1)] * 2
+
+
+async def test_who_leaves_is_not_waited_for(start_world: StartWorld) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    device.send(subscribe_packet(1, ("into/#", 1)))
+    await until(lambda: bool(store.futures))
+    device.abort()
+    await until(lambda: world.intake.told("dev") == ["connect", "tcpclean"])
+    store.finish()
+    assert await world.publish("into/a").outcome() == QUEUED
+
+
+async def test_a_filter_that_no_store_takes_works_while_the_broker_lives(start_world: StartWorld) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    device.send(subscribe_packet(1, ("into/#", 1)))
+    await until(lambda: bool(store.futures))
+    store.finish(UnstorableError("too long"))
+    await device.wait_packet(SUBACK, 1)
+    assert await world.publish("into/a").outcome() == DELIVERED
+
+
+async def test_permissions_go_by_who_had_logged_in(start_world: StartWorld, store: SqlStore) -> None:
+    plugins = {AUTH: {"allow_anonymous": True}, ACL: {}}
+    first = await start_world(subscriptions=store.subscriptions, plugins=plugins)
+    device = await first.client("dev", clean=False, username="someone", password=OPEN)
+    await device.subscribe(("into/#", 1))
+    second = await start_world(subscriptions=store.subscriptions, plugins=plugins)
+    assert second.broker.sessions["dev"][0].username == "someone"
+    assert await second.publish("into/secret").outcome() == ("dropped", "not_authorized")
+    assert await second.publish("into/a").outcome() == QUEUED
+
+
+async def test_restoring_many_sessions_lets_the_loop_go_on(start_world: StartWorld) -> None:
+    store = SlowStore(*(Subscription(f"dev{number:05}", f"into/{number}", 1) for number in range(2_000)))
+    world = await start_world()
+    restoring = asyncio.create_task(world.host.restore(store), name="restoring")
+    turns = 0
+    while not restoring.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 10
+    assert await world.publish("into/1777").outcome() == QUEUED
