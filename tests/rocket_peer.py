@@ -72,6 +72,11 @@ class RocketPeer:
         }
         self._do(self._link._client.call(broker_address, 17, fields))  # noqa: SLF001 - the bridge never does
 
+    def configure_broker(self, setting: str, *, broker_address: str) -> None:
+        """Change a setting, `name=value`, as `mqadmin updateBrokerConfig` does."""
+        answer = self._do(self._link._client.call(broker_address, 25, {}, setting.encode()))  # noqa: SLF001 - as above
+        assert answer.code == 0, answer
+
     def committed_offset(self, group: str, topic: str, *, broker_address: str) -> int:
         """Return how far `group` has committed queue 0 of `topic`."""
         fields = {"consumerGroup": group, "topic": topic, "queueId": "0"}
