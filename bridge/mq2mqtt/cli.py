@@ -1,4 +1,7 @@
-"""The command line (design section 5). Exit codes: 0 ok, 1 found problems, 2 wrong usage or configuration."""
+"""The command line (design section 5). Exit codes: 0 ok, 1 found problems, 2 wrong usage or configuration.
+
+A database that is away is a problem, code 1: a service manager may start the bridge again, and time mends it.
+"""
 
 import asyncio
 import gc
@@ -13,7 +16,7 @@ import typer
 
 from mq2mqtt import __version__, checks, settings, show
 from mq2mqtt import explain as explaining
-from mq2mqtt.errors import BridgeError
+from mq2mqtt.errors import BridgeError, StoreError
 from mq2mqtt.log import quiet_client, set_up_logging
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.settings.fields import address
@@ -299,11 +302,11 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 def main() -> None:
-    """Entry point: what an operator did wrong is one clear line and exit code 2."""
+    """Entry point: what an operator did wrong is one clear line and exit code 2, a database that is away code 1."""
     try:
         app()
     except BridgeError as error:
         typer.echo(f"mq2mqtt: {error}", err=True)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, StoreError) else 2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from loguru import logger
 
-from mq2mqtt.errors import StoreError
+from mq2mqtt.errors import ConfigError, StoreError
 from mq2mqtt.store import MessageKind, StoredMessage, database, writer
 from mq2mqtt.store.sql import SqlStore
 from tests.postgresql import PostgreSQL
@@ -107,6 +107,19 @@ async def test_the_same_node_elsewhere_waits_until_this_one_has_gone(postgresql:
     assert len(lines) == 2
 
 
+async def test_a_new_bridge_waits_until_a_killed_one_has_gone(postgresql: PostgreSQL, lines: list[str]) -> None:
+    url = await postgresql.new_database()
+    old = await SqlStore.open(url, node="one")
+    opening = asyncio.create_task(SqlStore.open(url, node="one"), name="opening")
+    await until(lambda: lines)
+    assert not opening.done()
+    await old.close()
+    async with asyncio.timeout(60):
+        await (await opening).close()
+    assert len(lines) == 1
+    assert lines[0].startswith("store: waiting for 40 s at most: store.url: another bridge uses node one in this ")
+
+
 async def test_a_server_that_is_away_is_one_line(postgresql: PostgreSQL, free_port: int) -> None:
     url = postgresql.url().replace(str(postgresql.port), str(free_port)).replace("@", ":secret@")
     with pytest.raises(StoreError) as caught:
@@ -126,6 +139,6 @@ async def test_what_the_server_refuses_is_one_line(postgresql: PostgreSQL) -> No
         (postgresql.url(user="nobody"), 'role "nobody" does not exist'),
         (poor, "permission denied for schema public"),
     ):
-        with pytest.raises(StoreError) as caught:
+        with pytest.raises(ConfigError) as caught:
             await SqlStore.open(wrong, node="one")
         assert str(caught.value) == f"store.url: {wrong}: {words}"

@@ -99,9 +99,11 @@ def test_the_bridge_gets_more_time_to_stop_than_it_takes() -> None:
     assert int(grace[1]) > settings.load(DEPLOY / "config" / "mq2mqtt.yaml").stop_deadline
 
 
-def test_the_deployed_configuration_keeps_the_spool_in_the_volume() -> None:
+def test_the_deployed_configuration_keeps_spool_and_store_in_the_volume() -> None:
     (volume,) = (mount.partition(":")[2] for mount in compose()["x-bridge"]["volumes"] if mount.startswith("spool:"))
-    assert settings.load(DEPLOY / "config" / "mq2mqtt.yaml").spool.path.is_relative_to(volume)
+    deployed = settings.load(DEPLOY / "config" / "mq2mqtt.yaml")
+    assert deployed.spool.path.is_relative_to(volume)
+    assert deployed.store.url.startswith(f"sqlite+aiosqlite:///{volume}/")
     assert f"\nVOLUME {volume}\n" in (DEPLOY / "Dockerfile").read_text()
 
 
@@ -113,6 +115,8 @@ def test_mosquitto_and_the_sidecar_share_the_spool_and_the_socket_in_volumes() -
     assert f"\nplugin_opt_spool {deployed.spool.path}\n" in broker
     assert f"\nplugin_opt_socket {socket}\n" in broker
     assert f"\nlistener 0 {socket}\n" in broker
+    assert deployed.store.url == "sqlite+aiosqlite:////var/lib/mq2mqtt/mq2mqtt.db"
+    assert "store:/var/lib/mq2mqtt" in services["bridge"]["volumes"]
     for volume in (f"spool:{deployed.spool.path}", f"socket:{Path(socket).parent}"):
         assert volume in services["mosquitto"]["volumes"]
         assert volume in services["bridge"]["volumes"]

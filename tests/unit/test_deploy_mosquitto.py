@@ -47,6 +47,7 @@ def test_the_broker_the_sidecar_and_the_machine_mean_the_same_files(tmp_path: Pa
     spool = broker["plugin_opt_spool"]
     assert str(loaded.spool.path) == spool
     assert sidecar["ReadWritePaths"] == unit(SYSTEMD / "mosquitto.conf")["ReadWritePaths"] == spool
+    assert loaded.store.url == f"sqlite+aiosqlite:////var/lib/{sidecar['StateDirectory']}/mq2mqtt.db"
     assert f"d {spool} 2770 mq2mqtt mq2mqtt -\n" in (SYSTEMD / "mq2mqtt.tmpfiles").read_text()
     assert loaded.host.url == "mqtt://{1}:{0}".format(*broker["listener"].split())
     assert int(sidecar["TimeoutStopSec"]) > loaded.stop_deadline

@@ -5,10 +5,12 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from loguru import logger
 from sqlalchemy import URL, Select, event, make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -24,10 +26,20 @@ _BUSY_SECONDS: Final = 2.0
 """How long SQLite waits for another process that writes, before it says that the database is locked."""
 _CONNECT_SECONDS: Final = 10
 _COMMAND_SECONDS: Final = 30
-# A server that has gone without a word would keep the lock of a bridge that is gone too.
+_TAKEN_SECONDS: Final = 40.0
+"""How long a bridge that was killed may keep its node, until PostgreSQL has seen that it has gone."""
+_TAKEN_PAUSE: Final = 0.2
+# It sees it in 30 s when a machine or a network went without a word.
 _KEEP_ALIVE: Final = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 # Classes of SQLSTATE: data exception, integrity constraint violation.
 _UNSTORABLE: Final = ("22", "23")
+# Connection exception, insufficient resources, operator intervention (it is starting, or stopping).
+_AWAY: Final = ("08", "53", "57")
+_AWAY_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_FULL")
+
+
+class _NodeTakenError(StoreError):
+    """Another process writes the rows of this node."""
 
 
 class Database:
@@ -80,16 +92,32 @@ class Database:
 
         Raises:
             ConfigError: somebody has to change something first.
-            StoreError: it is away, or does not let us.
+            StoreError: it is away, or busy.
         """
         try:
             if self.dialect == "sqlite":
                 self._lock = _own_file(Path(str(self._url.database)), self._node)
-            while await self._migrate(migrations):
-                pass
+            await self._make_tables(migrations)
         except BaseException:
             await self.close()
             raise
+
+    async def _make_tables(self, migrations: Sequence[Migration]) -> None:
+        deadline = time.monotonic() + _TAKEN_SECONDS
+        said = False
+        while True:
+            try:
+                while await self._migrate(migrations):
+                    pass
+            except _NodeTakenError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(str(error)) from error
+                if not said:
+                    said = True
+                    logger.warning("store: waiting for {:.0f} s at most: {}", _TAKEN_SECONDS, error)
+                await asyncio.sleep(_TAKEN_PAUSE)
+            else:
+                return
 
     async def _migrate(self, migrations: Sequence[Migration]) -> bool:
         try:
@@ -97,7 +125,8 @@ class Database:
                 return await connection.run_sync(migrate, migrations)
         except (SQLAlchemyError, OSError) as error:
             place = self._url.render_as_string(hide_password=True)
-            raise StoreError(f"store.url: {place}: {_words(error)}") from error
+            kind = StoreError if _is_away(error) else ConfigError
+            raise kind(f"store.url: {place}: {_words(error)}") from error
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -134,6 +163,7 @@ class Database:
 
     def _prepare_writer(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's adapted one
         if self.dialect == "sqlite":
+            _run(connection, "PRAGMA temp_store=MEMORY")
             _run(connection, "PRAGMA journal_mode=WAL")
             _run(connection, f"PRAGMA synchronous={'FULL' if self._power else 'NORMAL'}")
             # Or the log keeps the size that it once had.
@@ -142,11 +172,12 @@ class Database:
         # Ends with the connection: whoever writes holds it.
         if not _run(connection, f"SELECT pg_try_advisory_lock({_lock_number(self._node)})"):
             connection.terminate()
-            raise StoreError(f"store.url: {_taken(self._node)}")
+            raise _NodeTakenError(_taken(self._node))
         connection.commit()
 
     def _prepare_reader(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
         if self.dialect == "sqlite":
+            _run(connection, "PRAGMA temp_store=MEMORY")
             _run(connection, "PRAGMA query_only=ON")
 
 
@@ -177,13 +208,14 @@ def _own_file(path: Path, node: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise ConfigError(f"store.url: {_taken(node)}") from error
+        raise ConfigError(_taken(node)) from error
     return descriptor
 
 
 def _taken(node: str) -> str:
     return (
-        f"another bridge uses node {node} in this database: stop it, or give this one a node or a database of its own"
+        f"store.url: another bridge uses node {node} in this database: stop it, or give this one a node or a database "
+        "of its own"
     )
 
 
@@ -215,10 +247,17 @@ def _translating() -> Iterator[None]:
 
 
 def _is_unstorable(error: BaseException) -> bool:
-    if isinstance(error, IntegrityError | DataError):
-        return True
-    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    return state[:2] in _UNSTORABLE
+    return isinstance(error, IntegrityError | DataError) or _state(error) in _UNSTORABLE
+
+
+def _is_away(error: BaseException) -> bool:
+    name = getattr(getattr(error, "orig", None), "sqlite_errorname", None)
+    return isinstance(error, OSError) or _state(error) in _AWAY or name in _AWAY_SQLITE
+
+
+def _state(error: BaseException) -> str:
+    """Return the class of the SQLSTATE that PostgreSQL gave."""
+    return (getattr(getattr(error, "orig", None), "sqlstate", None) or "")[:2]
 
 
 def _words(error: BaseException) -> str:

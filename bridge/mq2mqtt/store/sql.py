@@ -27,7 +27,7 @@ class SqlStore:
 
         Raises:
             ConfigError: the operator has to change something first.
-            StoreError: the database is away, or does not let us.
+            StoreError: the database is away, or busy.
         """
         database = Database(url, node=node, power=power)
         await database.open()
