@@ -12,14 +12,20 @@ from mq2mqtt.admin import sessions as sessions_api
 from mq2mqtt.admin.parked import Parked
 from mq2mqtt.admin.server import AdminServer
 from mq2mqtt.admin.sessions import Sessions
+from mq2mqtt.history import keep_history
 from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
+from mq2mqtt.offline import OfflineQueue
 from mq2mqtt.presence import Journal, Presence
+from mq2mqtt.receipts import ReceiptBook
+from mq2mqtt.relay import P2PRelay
 from mq2mqtt.running import RunningRules
 from mq2mqtt.settings import Settings, split_address, tls_context
+from mq2mqtt.store import ConnectStore, Store
+from mq2mqtt.store.sql import SqlStore
 from mq2mqtt.telemetry import Telemetry
 from mq2mqtt.workers import Workplace
 
@@ -27,6 +33,8 @@ __all__ = ["Bridge", "build_link"]
 
 _WATCH_SECONDS = 1.0
 _GROUP_SECONDS = 5.0
+# For the store to close its connections, after it has written what waits.
+_STORE_SECONDS = 0.5
 
 
 def build_link(settings: Settings, *, client_id: str) -> RocketLink:
@@ -69,7 +77,15 @@ class Bridge:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
             power = settings.spool.durability == "power"
             self.presence = Presence(Journal(settings.spool.path / ".presence", power=power), node=settings.node)
-            place = Workplace(settings, host, self._link, self.presence, writer, subscriber)
+            self._receipts = ReceiptBook(node=settings.node)
+            self.queue = OfflineQueue(host, settings.offline, telemetry=self.telemetry, receipts=self._receipts)
+            self._relay = P2PRelay(
+                spool=settings.spool, host=host, queue=self.queue, telemetry=self.telemetry, writer=writer
+            )
+            self.telemetry.relay = self._relay.telemetry
+            place = Workplace(
+                settings, host, self._link, self.presence, self.queue, self._receipts, self._relay, writer, subscriber
+            )
             self._rules = RunningRules(place, self.telemetry)
             self._rules.apply(settings.rule_set)
             self._rules.open()
@@ -81,7 +97,7 @@ class Bridge:
         registry = build_registry(
             self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._rules.refresh_gauges
         )
-        sessions = Sessions(host, self.presence.connections, connects=lambda: None, kept=lambda _: 0)
+        sessions = Sessions(host, self.presence.connections, connects=self._connects, kept=self.queue.count)
         parked = Parked(settings.spool.path, rules=lambda: self._rules.rules, look=self.look)
         self.admin = AdminServer(
             host=admin_host,
@@ -91,6 +107,8 @@ class Bridge:
             api=[*sessions_api.routes(sessions), *parked_api.routes(parked)],
         )
         self._lives_on = writer is not None
+        self.store: Store | None = None
+        """Open between `start` and `stop`."""
         self._runner: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
         self._is_news = asyncio.Event()
@@ -98,14 +116,18 @@ class Bridge:
         self._stopped = False
 
     async def start(self) -> None:
-        """Open the admin port and start every rule; does not wait for RocketMQ.
+        """Open the admin port and the store, and start every rule; does not wait for RocketMQ.
 
         Raises:
-            ConfigError: the admin port cannot be opened.
+            ConfigError: the admin port or the store cannot be opened, and somebody has to change something first.
+            StoreError: the database is away.
         """
         await self.admin.start()
+        await self._open_store()
         # A broker in this process ended with the last one; another's may have gone on.
         self.presence.start(lives_on=self._lives_on)
+        for connection in self.presence.connections.values():
+            self.queue.came(connection.client_id, connection.channel_id)
         await self._link.start()
         self._runner = asyncio.create_task(self._run(), name="mq2mqtt.bridge")
         logger.info(
@@ -115,6 +137,21 @@ class Bridge:
             self.admin.url,
         )
 
+    async def _open_store(self) -> None:
+        settings = self._settings
+        self.store = await SqlStore.open(
+            settings.store.url, node=settings.node, power=settings.spool.durability == "power"
+        )
+        await self.queue.start(self.store)
+        self.presence.listen(
+            came=lambda connection: self.queue.came(connection.client_id, connection.channel_id),
+            gone=lambda connection, _ended_ms, _reason: self.queue.gone(connection.client_id, connection.channel_id),
+        )
+        keep_history(self.presence, self.store.connects)
+
+    def _connects(self) -> ConnectStore | None:
+        return None if self.store is None else self.store.connects
+
     async def _run(self) -> None:
         """Hold every long-lived task."""
         if self._stopping:
@@ -122,6 +159,7 @@ class Bridge:
         async with asyncio.TaskGroup() as group:
             self._rules.start(group)
             self._watching = [
+                group.create_task(self._relay.run(), name="mq2mqtt.relay"),
                 group.create_task(_regularly(self._rules.watch, _WATCH_SECONDS, self._is_news), name="mq2mqtt.watch"),
                 group.create_task(_regularly(self._rules.check_groups, _GROUP_SECONDS), name="mq2mqtt.watch-groups"),
             ]
@@ -147,8 +185,15 @@ class Bridge:
         Call it while clients are still connected: what they acknowledge now need not be delivered again. After half
         of `stop_deadline` the rest is abandoned, uncommitted.
         """
+        seconds = 0.0 if self._stopping else 0.5 * self._settings.stop_deadline
         self._stopping = True
-        await self._rules.stop_receiving(seconds=0.5 * self._settings.stop_deadline)
+        until = asyncio.get_running_loop().time() + seconds
+        self._relay.finish()
+        settling = asyncio.gather(self.queue.finish(), self._relay.settled())
+        await self._rules.stop_receiving(seconds=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await settling
 
     async def stop(self) -> None:
         """Stop in the order of the flow within `stop_deadline` seconds. Idempotent.
@@ -170,10 +215,14 @@ class Bridge:
             logger.warning("stopping: {} messages in flight may arrive twice", abandoned)
         if self._runner is not None:
             await asyncio.gather(self._runner, return_exceptions=True)
-        closing = asyncio.create_task(self._link.close(), name="mq2mqtt.stopping")
-        await asyncio.wait([closing], timeout=share)
-        closing.cancel()
-        await asyncio.gather(closing, return_exceptions=True)
+        await self.queue.stop()
+        closing = [asyncio.create_task(self._link.close(), name="mq2mqtt.stopping")]
+        if self.store is not None:
+            closing.append(asyncio.create_task(self.store.close(seconds=share), name="mq2mqtt.stopping.store"))
+        await asyncio.wait(closing, timeout=share + _STORE_SECONDS)
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
         await self.admin.stop()
         self._rules.close()
         self.presence.close()

@@ -1,15 +1,21 @@
 """From a RocketMQ topic to devices: each message is settled exactly once, with the best outcome of its receivers."""
 
 import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from loguru import logger
 
+from mq2mqtt import expiry
 from mq2mqtt.errors import BridgeError, LaneError, LinkError, UnmappableMessageError
-from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
+from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome, Settled
 from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
-from mq2mqtt.mapping import is_own, to_mqtt
-from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.mapping import Inbound, is_own, to_mqtt
+from mq2mqtt.message import MqttMessage, ReceivedMessage
+from mq2mqtt.receipts import Receipt, ReceiptBook
 from mq2mqtt.replay import DownlinkReplay, Source
 from mq2mqtt.rules import InboundRule
 from mq2mqtt.settings import Limits
@@ -17,7 +23,7 @@ from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.parked import ParkedStore
 from mq2mqtt.telemetry import RuleTelemetry, Trouble
 
-__all__ = ["Downlink"]
+__all__ = ["Downlink", "Keeper"]
 
 _RETRY_SECONDS = 1.0
 
@@ -26,6 +32,35 @@ def _frame(message: ReceivedMessage) -> Frame:
     """Return `message` as a parked record holds it."""
     properties = "".join(f"{name}\x01{value}\x02" for name, value in message.properties.items())
     return Frame(FrameKind.ROCKETMQ, 0, message.born_ms * 1000, "", message.topic, properties.encode(), message.body)
+
+
+class Keeper(Protocol):
+    """Who delivers P2P messages, or keeps them, and keeps what sessions miss: `mq2mqtt.offline.OfflineQueue`."""
+
+    def hand(  # noqa: PLR0913 - a message and its circumstances
+        self,
+        client_id: str,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        rule_id: str,
+        handed: Callable[[], None],
+        expires_ms: int | None = None,
+        receipt: str | None = None,
+    ) -> None:
+        """Deliver a P2P message, or keep it."""
+
+    def missed(  # noqa: PLR0913 - a message and its circumstances
+        self,
+        client_id: str,
+        message: MqttMessage,
+        settled: Settled,
+        *,
+        rule_id: str,
+        expires_ms: int | None = None,
+        receipt: str | None = None,
+    ) -> None:
+        """Keep for a client's persistent session what it missed."""
 
 
 class Downlink:
@@ -40,6 +75,8 @@ class Downlink:
         link: RocketLink,
         limits: Limits,
         parked: ParkedStore,
+        queue: Keeper,
+        receipts: ReceiptBook,
         telemetry: RuleTelemetry,
     ) -> None:
         self.rule = rule
@@ -48,6 +85,8 @@ class Downlink:
         self._link = link
         self._limits = limits
         self._parked = parked
+        self._queue = queue
+        self._receipts = receipts
         self._telemetry = telemetry
         self._subscription: Subscription | None = None
         self._unreadable = 0
@@ -110,14 +149,75 @@ class Downlink:
             self._telemetry.invalid_properties[name] += 1
         settled = partial(self._settled, source, message)
         handed = partial(self._telemetry.handed, message.born_ms)
+        expires_ms = expiry.deadline(message.born_ms, inbound.lifetime or None)
+        receipt = None
+        if inbound.wants_receipt and self.rule.receipts is not None:
+            receipt = Receipt.of(message).text()
         if inbound.p2p_target is None:
-            if inbound.shown_topic is not None and not self._host.shows_topics:
-                self._telemetry.invalid_properties["mqttRealTopic"] += 1
-            self._host.publish(inbound.message, settled, shown_topic=inbound.shown_topic, handed=handed)
-        elif self._host.is_online(inbound.p2p_target):
-            self._host.deliver(inbound.p2p_target, inbound.message, settled, handed=handed)
-        else:
-            settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
+            self._publish(inbound, settled, handed, expires_ms=expires_ms, receipt=receipt)
+            return
+        mqtt_message = inbound.message
+        if inbound.lifetime == 0:
+            # Deliver at once or never.
+            mqtt_message = replace(mqtt_message, clean_session=True)
+        self._queue.hand(
+            inbound.p2p_target,
+            mqtt_message,
+            settled,
+            rule_id=self.rule.id,
+            handed=handed,
+            expires_ms=expires_ms,
+            receipt=receipt,
+        )
+
+    def _publish(
+        self,
+        inbound: Inbound,
+        settled: Settled,
+        handed: Callable[[], None],
+        *,
+        expires_ms: int | None,
+        receipt: str | None,
+    ) -> None:
+        """Hand a message to the subscribers of its topic."""
+        message, shown_topic = inbound.message, inbound.shown_topic
+        if shown_topic is not None and not self._host.shows_topics:
+            self._telemetry.invalid_properties["mqttRealTopic"] += 1
+        if receipt is not None:
+            settled = partial(self._answer, settled, receipt, message.topic)
+        missed = None
+        if inbound.lifetime != 0:
+            kept = message if shown_topic is None else replace(message, topic=shown_topic)
+            missed = partial(self._missed, kept, expires_ms, receipt)
+        if expires_ms is not None:
+            now_ms = time.time_ns() // 1_000_000
+            if expiry.is_over(expires_ms, now_ms):
+                settled(Delivery(Outcome.EXPIRED))
+                return
+            message = expiry.aged(message, expires_ms, now_ms)
+        self._host.publish(message, settled, shown_topic=shown_topic, handed=handed, missed=missed)
+
+    def _missed(  # noqa: PLR0913, PLR0917 - the first three are of the message, the rest of one receiver
+        self,
+        message: MqttMessage,
+        expires_ms: int | None,
+        receipt: str | None,
+        client_id: str,
+        qos: int,
+        settled: Settled,
+    ) -> None:
+        self._queue.missed(
+            client_id,
+            replace(message, qos=qos),
+            settled,
+            rule_id=self.rule.id,
+            expires_ms=expires_ms,
+            receipt=receipt,
+        )
+
+    def _answer(self, settled: Settled, receipt: str, topic: str, delivery: Delivery) -> None:
+        self._receipts.tell(self.rule.id, delivery.outcome, receipt, client_id="", topic=topic)
+        settled(delivery)
 
     def _settled(self, source: Source, message: ReceivedMessage, delivery: Delivery) -> None:
         self._telemetry.settled(delivery)

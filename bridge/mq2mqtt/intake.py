@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from functools import partial
+from typing import Protocol
 
 from loguru import logger
 
@@ -19,7 +20,7 @@ from mq2mqtt.spool.frame import decode_frames, encode_publish
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.telemetry import RuleTelemetry, Telemetry, Trouble
 
-__all__ = ["BridgeIntake", "LaneIntake"]
+__all__ = ["BridgeIntake", "LaneIntake", "Relay"]
 
 _ROUTE_CACHE = 50_000
 # A full disk gives no sign when space is back: a lane with waiting publishes is tried again at this pace.
@@ -163,8 +164,15 @@ def _complete(future: asyncio.Future[None], durable: Awaitable[None] | None) -> 
     asyncio.ensure_future(durable).add_done_callback(copy)
 
 
+class Relay(Protocol):
+    """Who takes P2P publishes that are to be kept: `mq2mqtt.relay.P2PRelay`."""
+
+    def accept(self, message: MqttMessage) -> Awaitable[None] | None:
+        """Put a P2P publish where it is kept until its outcome is known; see `mq2mqtt.host.Intake.accept`."""
+
+
 class BridgeIntake:
-    """Implements `mq2mqtt.host.Intake` over a rule set and its lanes."""
+    """Implements `mq2mqtt.host.Intake` over a rule set and its lanes. Without a `relay` no P2P publish is kept."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each
         self,
@@ -175,12 +183,14 @@ class BridgeIntake:
         host: MqttHost,
         presence: Presence,
         telemetry: Telemetry,
+        relay: Relay | None = None,
     ) -> None:
         self._rules = rules
         self._lanes = lanes
         self._limits = limits
         self._host = host
         self._presence = presence
+        self._relay = relay
         self._telemetry = telemetry
         self._routes: dict[str, TopicRoute | None] = {}
 
@@ -247,12 +257,15 @@ class BridgeIntake:
         frame = encode_publish(message, accepted_us=time.time_ns() // 1000, will=will)
         return lane.accept(frame, qos=message.qos)
 
-    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> None:
+    def deliver_p2p(self, route: TopicRoute, message: MqttMessage) -> Awaitable[None] | None:
         """See `mq2mqtt.host.Intake.deliver_p2p`. Nobody waits for the outcome; a drop is counted for `p2p_rule`."""
         if route.p2p_target is None or route.p2p_rule is None:
-            return
+            return None
+        if self._relay is not None and message.qos and not message.clean_session and self._host.sees_clients:
+            return self._relay.accept(message)
         settled = partial(self._p2p_settled, route.p2p_rule)
         self._host.deliver(route.p2p_target, message, settled, handed=_nothing)
+        return None
 
     def _p2p_settled(self, rule_id: str, delivery: Delivery) -> None:
         telemetry = self._telemetry.rules.get(rule_id)

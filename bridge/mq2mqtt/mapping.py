@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from mq2mqtt import topics
+from mq2mqtt import expiry, topics
 from mq2mqtt.errors import UnmappableMessageError
 from mq2mqtt.message import MqttMessage, MqttProperties, ReceivedMessage, RocketMessage
 from mq2mqtt.spool.frame import LEGAL_FLAGS, Frame, FrameKind
@@ -15,6 +15,7 @@ __all__ = [
     "INBOUND_TAG",
     "MAX_BODY_BYTES",
     "MAX_PROPERTIES_BYTES",
+    "NODE_PROPERTY",
     "OUTBOUND_TAG",
     "Inbound",
     "Limits",
@@ -52,8 +53,10 @@ _EXPIRY = "mqtt5MsgExpireInterval"
 _CONTENT_TYPE = "mqtt5ContentType"
 
 # The bridge's additions (design section 9).
-_NODE = "mq2mqttNode"
+NODE_PROPERTY: Final = "mq2mqttNode"
 _EMPTY_PAYLOAD = "mqttEmptyPayload"
+_TTL = "ttlSeconds"
+_RECEIPT = "receipt"
 
 _QOS_TEXTS: Final = ("0", "1", "2")
 _QOS_VALUES: Final = {text: qos for qos, text in enumerate(_QOS_TEXTS)}
@@ -63,9 +66,6 @@ _DEFAULT_CLEAN_SESSION: Final = True
 
 _EMPTY_BODY: Final = b" "  # RocketMQ answers an empty body with an error
 
-# MQTT 5 section 3.3.2.3.3: a four-byte integer. ApsaraMQ takes 0 to 65535; more is carried all the same.
-_MAX_EXPIRY: Final = 2**32 - 1
-_MAX_EXPIRY_DIGITS: Final = len(str(_MAX_EXPIRY))
 
 # Topic and client id below this many ASCII characters each cannot reach `MAX_PROPERTIES_BYTES`, nor be illegal UTF-8:
 # the exact count, which costs more than the mapping itself, is skipped.
@@ -122,18 +122,21 @@ class Inbound:
 
     With a `p2p_target` it is for that client alone and `message.topic` is the topic the client sees. Otherwise
     it is for the subscribers of `message.topic`, and `shown_topic` is what `mqttRealTopic` wants them to see.
-    `invalid` names the properties whose values were ignored, each once.
+    `lifetime`: seconds after its birth, the smaller of `ttlSeconds` and MQTT 5's own. `invalid` names properties whose
+    values were ignored.
     """
 
     message: MqttMessage
     p2p_target: str | None = None
     shown_topic: str | None = None
+    lifetime: int | None = None
+    wants_receipt: bool = False
     invalid: tuple[str, ...] = ()
 
 
 def is_own(properties: Mapping[str, str]) -> bool:
     """Whether a bridge sent this message; no inbound rule takes it, or it would go round for ever (spec 2.2)."""
-    return _NODE in properties
+    return NODE_PROPERTY in properties
 
 
 def to_rocketmq(published: Published, *, node: str, rule_id: str, offset: int, topic: str) -> RocketMessage:
@@ -164,7 +167,7 @@ def _body_and_properties(published: Published, key: str, node: str) -> tuple[byt
         _KEYS: key,
         _QOS: _QOS_TEXTS[published.qos],
         _CLEAN_SESSION: "true" if published.clean_session else "false",
-        _NODE: node,
+        NODE_PROPERTY: node,
     }
     slash = mqtt_topic.find("/")
     if slash >= 0:
@@ -216,13 +219,18 @@ class OutboundMapper:
                 return payload, f"{self._start}{offset}{self._middles[frame.flags]}{topic}{client}"
         key = f"{self._key}{offset}"
         if frame.kind == FrameKind.EVENT:
-            return payload, f"{_TAGS}\x01{tag_of(payload)}\x02{_KEYS}\x01{key}\x02{_NODE}\x01{self._node}\x02"
+            return payload, f"{_TAGS}\x01{tag_of(payload)}\x02{_KEYS}\x01{key}\x02{NODE_PROPERTY}\x01{self._node}\x02"
+        if frame.kind == FrameKind.ROCKETMQ:
+            # A receipt: it was made as it goes. The link refuses what is too long.
+            return payload, frame.properties.decode("utf-8", "surrogateescape")
         body, properties = _body_and_properties(frame, key, self._node)
         return body, "".join([f"{name}\x01{value}\x02" for name, value in properties.items()])
 
     def _middle(self, frame: Frame) -> str:
         clean_session = "true" if frame.clean_session else "false"
-        return f"\x02{_QOS}\x01{frame.qos}\x02{_CLEAN_SESSION}\x01{clean_session}\x02{_NODE}\x01{self._node}\x02"
+        return (
+            f"\x02{_QOS}\x01{frame.qos}\x02{_CLEAN_SESSION}\x01{clean_session}\x02{NODE_PROPERTY}\x01{self._node}\x02"
+        )
 
     def _learn_topic(self, topic: str) -> str:
         slash = topic.find("/")
@@ -261,9 +269,7 @@ def _check(properties: Mapping[str, str]) -> None:
     size = 0
     for name, value in properties.items():
         if "\x01" in value or "\x02" in value:
-            raise UnmappableMessageError(
-                f"{name} contains the byte 0x01 or 0x02, which RocketMQ separates properties by"
-            )
+            raise UnmappableMessageError(f"{name} contains the byte 0x01 or 0x02, RocketMQ's separators")
         try:
             size += len(name) + len(value.encode()) + 2
         except UnicodeEncodeError:
@@ -312,6 +318,9 @@ def to_mqtt(received: ReceivedMessage, *, parent: str, limits: Limits) -> Inboun
     mqtt5 = None
     if _USER in properties or _EXPIRY in properties or _CONTENT_TYPE in properties:
         mqtt5 = _mqtt5(properties, invalid)
+    lifetime = None if mqtt5 is None else mqtt5.expiry_seconds
+    if _TTL in properties and (ttl := _seconds(properties, _TTL, invalid)) is not None:
+        lifetime = ttl if lifetime is None else min(ttl, lifetime)
 
     if p2p is not None and shown is not None:
         topic, shown = shown, None
@@ -319,6 +328,8 @@ def to_mqtt(received: ReceivedMessage, *, parent: str, limits: Limits) -> Inboun
         MqttMessage(topic, payload, qos, clean_session=clean_session, properties=mqtt5),
         None if p2p is None else p2p.client_id,
         shown,
+        lifetime,
+        _RECEIPT in properties and _boolean(properties, _RECEIPT, default=False, invalid=invalid),
         tuple(invalid),
     )
 
@@ -350,26 +361,24 @@ def _mqtt5(properties: Mapping[str, str], invalid: list[str]) -> MqttProperties 
             invalid.append(_USER)
         else:
             user = pairs
-    expiry = None
-    if text := properties.get(_EXPIRY):
-        expiry = _expiry_seconds(text)
-        if expiry is None:
-            invalid.append(_EXPIRY)
+    seconds = _seconds(properties, _EXPIRY, invalid)
     content_type = properties.get(_CONTENT_TYPE) or None
     if content_type is not None and not topics.is_text(content_type):
         content_type = None
         invalid.append(_CONTENT_TYPE)
-    if content_type is None and expiry is None and not user:
+    if content_type is None and seconds is None and not user:
         return None
-    return MqttProperties(content_type, expiry, user)
+    return MqttProperties(content_type, seconds, user)
 
 
-def _expiry_seconds(text: str) -> int | None:
-    # `isdecimal` alone takes digits of other scripts, and `int` a sign, spaces and underscores.
-    if not (text.isascii() and text.isdecimal()) or len(text) > _MAX_EXPIRY_DIGITS:
+def _seconds(properties: Mapping[str, str], name: str, invalid: list[str]) -> int | None:
+    text = properties.get(name)
+    if not text:
         return None
-    seconds = int(text)
-    return seconds if seconds <= _MAX_EXPIRY else None
+    seconds = expiry.parse_seconds(text)
+    if seconds is None:
+        invalid.append(name)
+    return seconds
 
 
 def _user_properties(text: str) -> tuple[tuple[str, str], ...] | None:

@@ -130,6 +130,10 @@ class _BridgeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         self._refresh()
         rules = list(self._telemetry.rules.values())
+        relay = self._telemetry.relay
+        # Without a lane it has taken nothing yet.
+        if relay is not None and relay.lane_limit_bytes:
+            rules.append(relay)
         yield _counter("mq2mqtt_messages_total", _messages(rules))
         yield _gauge("mq2mqtt_in_flight", (((r.rule_id, r.direction), r.in_flight) for r in rules))
         uplinks = [rule for rule in rules if rule.direction is Direction.UPLINK]

@@ -40,21 +40,21 @@ class Outlet:
         telemetry: RuleTelemetry,
     ) -> None:
         self._telemetry = telemetry
-        self._lane = lane
+        self.lane = lane
         try:
-            self._reader = LaneReader(self._lane)
+            self._reader = LaneReader(self.lane)
             self._parked = ParkedStore(lane.path, max_bytes=spool.max_bytes, durability=spool.durability)
         except BaseException:
-            self._lane.close()
+            self.lane.close()
             raise
         self._accepted_before = telemetry.outcomes["accepted"]
-        telemetry.outcomes["accepted"] += self._lane.messages
+        telemetry.outcomes["accepted"] += self.lane.messages
         self._note_fails = False
         self._age_fails = False
         self.uplink = Uplink(
             target=target,
             node=node,
-            lane=self._lane,
+            lane=self.lane,
             reader=self._reader,
             parked=self._parked,
             link=link,
@@ -72,7 +72,7 @@ class Outlet:
     @property
     def is_empty(self) -> bool:
         """Whether RocketMQ has all that the lane took, and nobody else writes it."""
-        return not self._lane.messages and self._lane.is_released()
+        return not self.lane.messages and self.lane.is_released()
 
     def retarget(self, target: str) -> None:
         """Send to another RocketMQ topic from now on, also what waits."""
@@ -87,7 +87,7 @@ class Outlet:
     def note_target(self) -> None:
         """Note in `lane.json` where the lane drains to when its rule is gone; call again what the disk refused."""
         try:
-            self._lane.retarget(self.uplink.target)
+            self.lane.retarget(self.uplink.target)
         except LaneError as error:
             if not self._note_fails:
                 logger.warning("rule {}: target not noted yet: {}", self.uplink.rule_id, error)
@@ -97,17 +97,17 @@ class Outlet:
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
-        if isinstance(self._lane, FollowedLane):
+        if isinstance(self.lane, FollowedLane):
             # Nobody here accepts anything: what has come is seen.
-            taken, self._telemetry.lane_messages = self._lane.counts()
+            taken, self._telemetry.lane_messages = self.lane.counts()
             self._telemetry.outcomes["accepted"] = self._accepted_before + taken + self._replay.count
         else:
-            self._telemetry.lane_messages = self._lane.messages
-        self._telemetry.lane_bytes = self._lane.unsent_bytes
-        self._telemetry.lane_limit_bytes = self._lane.max_bytes
+            self._telemetry.lane_messages = self.lane.messages
+        self._telemetry.lane_bytes = self.lane.unsent_bytes
+        self._telemetry.lane_limit_bytes = self.lane.max_bytes
         self._telemetry.parked_messages = self._parked.count
         try:
-            oldest_us = self._lane.oldest_us
+            oldest_us = self.lane.oldest_us
         except LaneError as error:
             # The age stays the last one known: one bad file must not hide the other metrics.
             if not self._age_fails:
@@ -120,7 +120,7 @@ class Outlet:
     def close(self) -> None:
         """Let the files and the locks go. Idempotent."""
         self._reader.close()
-        self._lane.close()
+        self.lane.close()
 
     def remove(self) -> None:
         """Close, and delete the lane of a rule that is gone; what it has parked stays for an operator.
@@ -130,7 +130,7 @@ class Outlet:
         """
         try:
             # With the locks held: another process may wait to write here.
-            _delete_lane(self._lane.path)
+            _delete_lane(self.lane.path)
         finally:
             self.close()
 

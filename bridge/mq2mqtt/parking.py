@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Final
 
 from mq2mqtt.errors import ConfigError
+from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.rules import Rule, RuleSet
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.frame import FrameKind
 from mq2mqtt.spool.parked import ParkedMessage, ask_replay, keys_of, read_parked
 
-__all__ = ["RECEIPTS_SUFFIX", "find_lane", "lanes_with_parked", "obstacle", "owner", "replay"]
-
-RECEIPTS_SUFFIX: Final = ".receipts"
-"""Of the lane that carries the receipts of the inbound rule named before it."""
+__all__ = ["find_lane", "lanes_with_parked", "obstacle", "owner", "replay"]
 
 _TYPES: Final[dict[int, str]] = {
     FrameKind.PUBLISH: "outbound",

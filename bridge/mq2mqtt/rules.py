@@ -167,6 +167,13 @@ class InboundRule(_RuleBase):
         default="latest", alias="from", description="Where a consumer group that is new begins to read."
     )
 
+    receipts: _RocketTopic | None = Field(
+        default=None,
+        description="RocketMQ topic for receipts: what became of each message with the property `receipt=true`. It "
+        "must exist.",
+        examples=["mq_receipts"],
+    )
+
     @property
     def rocketmq_topic(self) -> str:
         """The RocketMQ topic at its end."""

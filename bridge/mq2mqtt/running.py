@@ -9,12 +9,14 @@ from loguru import logger
 
 from mq2mqtt.errors import LaneError, LaneMisplacedError
 from mq2mqtt.intake import BridgeIntake, LaneIntake
-from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet
+from mq2mqtt.receipts import RECEIPTS_SUFFIX
+from mq2mqtt.receipts_worker import ReceiptsWorker
+from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet, StatusRule
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.info import read_info
 from mq2mqtt.status_worker import StatusWorker
 from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
-from mq2mqtt.workers import InboundWorker, OutboundWorker, Worker, Workplace
+from mq2mqtt.workers import InboundWorker, LaneWorker, OutboundWorker, Worker, Workplace
 
 __all__ = ["RunningRules"]
 
@@ -48,6 +50,7 @@ class RunningRules:
             limits=place.settings.limits,
             host=place.host,
             presence=place.presence,
+            relay=place.relay,
             telemetry=telemetry,
         )
         spool = place.settings.spool.path
@@ -61,7 +64,11 @@ class RunningRules:
                 logger.warning("left alone, and nothing in it sent: {}", error)
                 continue
             if info is not None:
-                worker_type = StatusWorker if place.presence.has_told(info.rule) else OutboundWorker
+                worker_type: type[LaneWorker] = OutboundWorker
+                if info.rule.endswith(RECEIPTS_SUFFIX):
+                    worker_type = ReceiptsWorker
+                elif place.presence.has_told(info.rule):
+                    worker_type = StatusWorker
                 self._employ(worker_type(place, _telemetry(info.rule, Direction.UPLINK), target=info.target))
 
     # -- which rules there are --
@@ -83,17 +90,19 @@ class RunningRules:
         before, self._successors = self._successors, {}
         if self._place.writer is not None:
             self._place.writer.go_by(rules)
+        posts = _posts(rules)
         for rule_id, worker in self._workers.items():
-            rule = rules.get(rule_id)
+            rule = posts.get(rule_id)
             if rule is not None and not worker.fits(rule):
                 self._successors[rule_id] = self._succeed(worker, rule, before.get(rule_id))
                 rule = None
             worker.follow(rule)
         self._telemetry.successors = {rule_id: worker.telemetry for rule_id, worker in self._successors.items()}
-        for rule in rules:
-            if rule.id not in self._workers:
-                self._employ(self._new_worker(rule))
-        self._telemetry.arrange(rule.id for rule in rules)
+        for worker_id, rule in posts.items():
+            if worker_id not in self._workers:
+                self._employ(self._new_worker(worker_id, rule))
+        self._telemetry.arrange(posts)
+        self._place.relay.go_by(rules)
         self.intake.apply(rules, self._lanes())
         self._place.presence.apply(rules)
         if self._place.subscriber is not None:
@@ -111,23 +120,25 @@ class RunningRules:
             successor = waiting
             successor.follow(rule)
         else:
-            successor = self._new_worker(rule)
+            successor = self._new_worker(rule.id, rule)
             # A counter of one id never goes back; what the successor drops while it waits is seen at once.
             successor.telemetry.drops = worker.telemetry.drops
         was = worker.telemetry.direction
         successor.telemetry.rule_down(Trouble.PREDECESSOR, f"waits until the {was} rule that had its id is done")
         return successor
 
-    def _new_worker(self, rule: Rule) -> Worker:
-        direction = Direction.DOWNLINK if isinstance(rule, InboundRule) else Direction.UPLINK
-        telemetry = _telemetry(rule.id, direction)
+    def _new_worker(self, worker_id: str, rule: Rule) -> Worker:
+        is_downlink = isinstance(rule, InboundRule) and worker_id == rule.id
+        telemetry = _telemetry(worker_id, Direction.DOWNLINK if is_downlink else Direction.UPLINK)
         worker: Worker
         if isinstance(rule, OutboundRule):
             worker = OutboundWorker(self._place, telemetry, target=rule.target)
-        elif isinstance(rule, InboundRule):
+        elif isinstance(rule, StatusRule):
+            worker = StatusWorker(self._place, telemetry, target=rule.target)
+        elif is_downlink:
             worker = InboundWorker(self._place, telemetry)
         else:
-            worker = StatusWorker(self._place, telemetry, target=rule.target)
+            worker = ReceiptsWorker(self._place, telemetry, target=rule.receipts or "")
         worker.follow(rule)
         return worker
 
@@ -155,6 +166,7 @@ class RunningRules:
             LaneError: a lane cannot be used, or another process uses it; nothing is open then.
         """
         try:
+            self._place.relay.open()
             for worker in self._workers.values():
                 worker.open()
         except BaseException:
@@ -185,13 +197,14 @@ class RunningRules:
             del self._telemetry.successors[rule_id]
             successor.telemetry.rule_up(Trouble.PREDECESSOR)
             self._employ(successor)
-            self._telemetry.arrange(rule.id for rule in self._rules)
+            self._telemetry.arrange(_posts(self._rules))
             _try_to_open(successor)
 
     def close(self) -> None:
         """Let all files and locks go. Idempotent."""
         for worker in self._workers.values():
             worker.close()
+        self._place.relay.close()
 
     # -- their work --
 
@@ -215,6 +228,7 @@ class RunningRules:
                 worker.watch()
                 self._tell_host_problem(worker)
         self._place.presence.watch()
+        self._place.relay.watch()
         for _ in self._tidy_up():
             await asyncio.sleep(0)
 
@@ -238,6 +252,7 @@ class RunningRules:
         for worker in self._workers.values():
             with _guarded(worker):
                 worker.refresh_gauges()
+        self._place.relay.refresh_gauges()
 
     # -- its end --
 
@@ -260,6 +275,16 @@ class RunningRules:
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _posts(rules: RuleSet) -> dict[str, Rule]:
+    """Return the rule of each worker by the worker's id, in the order of `rules`: receipts have one of their own."""
+    posts: dict[str, Rule] = {}
+    for rule in rules:
+        posts[rule.id] = rule
+        if isinstance(rule, InboundRule) and rule.receipts is not None:
+            posts[rule.id + RECEIPTS_SUFFIX] = rule
+    return posts
 
 
 def _telemetry(rule_id: str, direction: Direction) -> RuleTelemetry:

@@ -279,6 +279,8 @@ class Telemetry:
         self.rules: dict[str, RuleTelemetry] = {}
         self.successors: dict[str, RuleTelemetry] = {}
         self.offline = OfflineTelemetry()
+        self.relay: RuleTelemetry | None = None
+        """Of the lane of P2P messages between devices; no rule, and only told of while it has troubles."""
         self.reloads: Counter[ReloadOutcome] = Counter()
         self.configured_at = time.time()
 
@@ -314,7 +316,10 @@ class Telemetry:
     @property
     def told(self) -> list[RuleTelemetry]:
         """What tells the state of each rule: its own telemetry, or that of its successor."""
-        return [self.successors.get(rule_id, rule) for rule_id, rule in self.rules.items()]
+        told = [self.successors.get(rule_id, rule) for rule_id, rule in self.rules.items()]
+        if self.relay is not None and self.relay.state is RuleState.DOWN:
+            told.append(self.relay)
+        return told
 
     @property
     def ready(self) -> bool:

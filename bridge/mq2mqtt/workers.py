@@ -12,8 +12,11 @@ from mq2mqtt.errors import LaneError
 from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import RocketLink
+from mq2mqtt.offline import OfflineQueue
 from mq2mqtt.outlet import Outlet, is_lane
 from mq2mqtt.presence import Presence
+from mq2mqtt.receipts import ReceiptBook
+from mq2mqtt.relay import P2PRelay
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.follower import FollowedLane
@@ -34,6 +37,9 @@ class Workplace:
     host: MqttHost
     link: RocketLink
     presence: Presence
+    queue: OfflineQueue
+    receipts: ReceiptBook
+    relay: P2PRelay
     writer: LaneWriter | None = None
     """Who writes the lanes of outbound rules, if not this process."""
     subscriber: Subscriber | None = None
@@ -131,12 +137,16 @@ class LaneWorker(Worker):
         self._enabled = rule is not None and rule.enabled
         self._has_no_lane = False
         enter_state(self.telemetry, rule)
-        if rule is not None and rule.target != self._target:
-            self._target = rule.target
+        target = None if rule is None else self._target_of(rule)
+        if target is not None and target != self._target:
+            self._target = target
             if self._outlet is not None:
-                self._outlet.retarget(rule.target)
-                if rule.enabled:
+                self._outlet.retarget(target)
+                if self._enabled:
                     self.telemetry.begin()
+
+    def _target_of(self, rule: Rule) -> str | None:
+        return rule.target
 
     @property
     def is_open(self) -> bool:
@@ -337,6 +347,8 @@ class InboundWorker(Worker):
             link=self._place.link,
             limits=self._place.settings.limits,
             parked=parked,
+            queue=self._place.queue,
+            receipts=self._place.receipts,
             telemetry=self.telemetry,
         )
         name = f"mq2mqtt.downlink[{rule.id}].receive"
@@ -361,6 +373,7 @@ class InboundWorker(Worker):
 
     def watch(self) -> None:
         """See `Worker.watch`."""
+        self.telemetry.rule_has(Trouble.STORE, self._place.queue.problem)
         if self._downlink is not None:
             self._downlink.watch()
 

@@ -43,6 +43,7 @@ class World:
         return Settings.model_validate(
             {
                 "node": "n1",
+                "store": {"url": f"sqlite+aiosqlite:///{self.directory}.db"},
                 "spool": {"path": self.directory, "max_bytes": self._max_bytes},
                 "admin": {"listen": "127.0.0.1:0"},
                 "rules": list(rules),

@@ -158,7 +158,7 @@ def test_outbound_only_the_mqtt5_properties_that_are_there() -> None:
     assert not {"mqtt5ContentType", "mqtt5UserProperty"} & properties.keys()
 
 
-SEPARATOR = "contains the byte 0x01 or 0x02, which RocketMQ separates properties by"
+SEPARATOR = "contains the byte 0x01 or 0x02, RocketMQ's separators"
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,37 @@ def test_inbound_mqtt5_properties() -> None:
     )
 
     assert inbound == Inbound(
-        MqttMessage("devices", b"on", properties=MqttProperties("UTF-8", 65_535, (("mQ", "test001"), ("mQ", ""))))
+        MqttMessage("devices", b"on", properties=MqttProperties("UTF-8", 65_535, (("mQ", "test001"), ("mQ", "")))),
+        lifetime=65_535,
     )
+
+
+@pytest.mark.parametrize(
+    ("properties", "lifetime", "invalid"),
+    [
+        ({}, None, ()),
+        ({"ttlSeconds": "60"}, 60, ()),
+        ({"ttlSeconds": "60", "mqtt5MsgExpireInterval": "30"}, 30, ()),
+        ({"ttlSeconds": "0", "mqtt5MsgExpireInterval": "30"}, 0, ()),
+        ({"ttlSeconds": "", "mqtt5MsgExpireInterval": "30"}, 30, ()),
+        ({"ttlSeconds": "1.5"}, None, ("ttlSeconds",)),
+        ({"ttlSeconds": "-1", "mqtt5MsgExpireInterval": "x"}, None, ("mqtt5MsgExpireInterval", "ttlSeconds")),
+    ],
+)
+def test_the_smaller_of_both_lifetimes_counts(
+    properties: dict[str, str], lifetime: int | None, invalid: tuple[str, ...]
+) -> None:
+    inbound = receive(**properties)
+    assert (inbound.lifetime, inbound.invalid) == (lifetime, invalid)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "invalid"),
+    [("true", True, ()), ("false", False, ()), ("", False, ()), ("yes", False, ("receipt",))],
+)
+def test_a_receipt_is_asked_for_with_true(text: str, *, wanted: bool, invalid: tuple[str, ...]) -> None:
+    inbound = receive(receipt=text)
+    assert (inbound.wants_receipt, inbound.invalid) == (wanted, invalid)
 
 
 @pytest.mark.parametrize(
