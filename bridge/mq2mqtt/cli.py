@@ -174,6 +174,10 @@ def check(
         from mq2mqtt_mosquitto.checks import check_host  # noqa: PLC0415 - the other commands start faster
 
         code = max(code, _run(check_host(loaded, mosquitto_conf)))
+    elif not loaded.host.model_fields_set:
+        from mq2mqtt_amqtt.checks import check_plugins  # noqa: PLC0415 - the other commands start faster
+
+        code = max(code, check_plugins(loaded))
     raise typer.Exit(code)
 
 

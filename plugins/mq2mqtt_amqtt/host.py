@@ -52,8 +52,10 @@ class AmqttHost:
         replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
         self._sessions = KeptSessions(broker, self._subscriptions)
+        self._restored = asyncio.Event()
         self._retained = Retained(broker)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
+        self._warned = False
         self._asking: set[asyncio.Task[None]] = set()
 
     # What the bridge asks.
@@ -83,7 +85,11 @@ class AmqttHost:
         return True
 
     async def available(self) -> None:
-        """See `mq2mqtt.host.MqttHost.available`: each connection has a bound of its own."""
+        """See `mq2mqtt.host.MqttHost.available`: it takes messages once it knows who subscribes to them.
+
+        There is no limit for all devices: each connection has a bound of its own.
+        """
+        await self._restored.wait()
 
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""
@@ -195,6 +201,7 @@ class AmqttHost:
             StoreError: it cannot be read.
         """
         await self._sessions.restore(subscriptions)
+        self._restored.set()
 
     # What connections ask.
 
@@ -225,8 +232,22 @@ class AmqttHost:
     def online(self, connection: Connection) -> None:
         """CONNACK has been sent."""
         self._lifecycle.online[connection.client_id] = connection
+        session = connection.session
+        if not connection.clean_session and session is not None and session.is_anonymous:
+            self._warn_of_anonymous(connection.client_id)
         if self.intake is not None:
             self.intake.on_client_event(connection.event(ClientEventType.CONNECT))
+
+    def _warn_of_anonymous(self, client_id: str) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        logger.warning(
+            "client {} connects with cleanSession=false, but an authentication plugin of the broker (amqtt's "
+            "AnonymousAuthPlugin does) marks its session as anonymous: amqtt forgets such a session, and nothing that "
+            "its subscriptions miss is kept; use mq2mqtt_amqtt.AuthPlugin with allow_anonymous instead",
+            client_id,
+        )
 
     def offline(self, connection: Connection) -> None:
         """The connection is ending."""

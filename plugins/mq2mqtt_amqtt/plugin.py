@@ -74,6 +74,8 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         """Start the bridge; amqtt waits for it, and opens its listeners after it."""
         try:
             await self.bridge.start()
+            assert self.bridge.store is not None  # noqa: S101 - `start` opened it
+            await self.host.restore(self.bridge.store.subscriptions)
         except Exception as error:  # noqa: BLE001 - amqtt swallows whatever a hook raises: `_listen` reports it
             self.failure = error
             return

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from loguru import logger
 
 from mq2mqtt.errors import StoreError, UnstorableError
 from mq2mqtt.store import Subscription
@@ -115,12 +116,19 @@ async def test_a_clean_session_ends_what_is_saved(start_world: StartWorld, store
     assert receipt.missed == [("other", 1)]
 
 
-async def test_what_amqtt_does_not_keep_is_not_saved(start_world: StartWorld) -> None:
+async def test_what_amqtt_does_not_keep_is_not_saved_and_one_line_says_so(start_world: StartWorld) -> None:
     store = SlowStore()
     world = await start_world(subscriptions=store, plugins={ANONYMOUS: {"allow_anonymous": True}})
-    device = await world.client("dev", clean=False)
-    await device.subscribe(("into/#", 1))
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), level="WARNING", format="{message}")
+    for client_id, clean in (("clean", True), ("dev", False), ("other", False)):
+        device = await world.client(client_id, clean=clean)
+        await device.subscribe(("into/#", 1))
+    logger.remove(sink)
     assert not store.calls
+    (line,) = lines
+    assert line.startswith("client dev connects with cleanSession=false")
+    assert "mq2mqtt_amqtt.AuthPlugin" in line
 
 
 async def test_an_expired_session_is_forgotten(start_world: StartWorld) -> None:
