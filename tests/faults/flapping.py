@@ -72,8 +72,11 @@ class FlappingDevice:
     async def _connect(self) -> bool:
         with contextlib.suppress(OSError, AssertionError):
             clean = self._moments.random() < 0.5
-            self._client = await Client.connect(self._port, self.client_id, clean=clean)
+            client = await Client.connect(self._port, self.client_id, clean=clean)
+            self._client, before = client, self._client
             self.connects += 1
+            if before is not None and before.closed.is_set():
+                await before.drop()
             return True
         return False
 
