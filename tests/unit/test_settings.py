@@ -437,7 +437,7 @@ URL_WORDS = (
         ("rules: [{id: abc, type: outbound, source: a, target: b, tags: c}]", ("rules[0] (abc): tags: unknown field; "
          "there are id, type, source, target, description, enabled")),
         ("rules: [{id: abc, type: inbound, source: a, target: b, start: latest}]", ("rules[0] (abc): start: "
-         "unknown field; there are id, type, source, target, description, enabled, tags, group, from")),
+         "unknown field; there are id, type, source, target, description, enabled, tags, group, from, receipts")),
         ("rules: [{id: abc, type: inbound, source: a, target: b, from: now}]", ("rules[0] (abc): from: must be "
          "'latest' or 'earliest'")),
         ("rules: [{id: abc, type: outbound, source: a/b, target: b}]", ("rules[0] (abc): source: MQTT parent topic "
