@@ -143,3 +143,36 @@ def test_a_message_that_mosquitto_does_not_take_is_dropped_and_the_rest_goes_on(
     assert [message.payload for message in device.received] == [b"the next"]
     assert "raise its max_packet_size" in world.bridge.log()
     assert world.bridge.stop() == 0
+
+
+def test_kept_p2p_between_devices_outlives_kill_9_of_both(
+    rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path
+) -> None:
+    into = f"t_{uuid.uuid4().hex[:12]}"
+    peer.create_topic(into)
+    rules: list[dict[str, Any]] = [{"id": "devices-in", "type": "inbound", "source": into, "target": "devices"}]
+    bridge = MosquittoBridge(tmp_path, namesrv=rocketmq.namesrv, rules=rules)
+    bridge.config["node"] = uuid.uuid4().hex[:12]
+    bridge.start()
+
+    def send(numbers: range) -> None:
+        with Device(bridge.mqtt_port, "sender", clean=False) as sender:
+            for number in numbers:
+                sender.publish("devices/p2p/target", b"%d" % number, qos=1 + number % 2)
+
+    try:
+        bridge.kill_sidecar()
+        send(range(8))
+        bridge.broker.kill()
+        bridge.start()
+        # In the lane, on its way to the store, in the store: wherever they are.
+        send(range(8, 16))
+        bridge.kill()
+        bridge.start()
+        with Device(bridge.mqtt_port, "target") as target:
+            wait_for(lambda: {int(message.payload) for message in target.received} == set(range(16)))
+            assert {message.topic for message in target.received} == {"devices/p2p/target"}
+            wait_for(lambda: bridge.metric("mq2mqtt_offline_messages") == 0)
+        assert bridge.stop() == 0
+    finally:
+        bridge.kill()
