@@ -97,7 +97,13 @@ class Bridge:
         registry = build_registry(
             self.telemetry, connected_clients=lambda: host.connected_clients, refresh=self._rules.refresh_gauges
         )
-        sessions = Sessions(host, self.presence.connections, connects=self._connects, kept=self.queue.count)
+        sessions = Sessions(
+            host,
+            self.presence.connections,
+            connects=self._connects,
+            kept=self.queue.count,
+            started=lambda: self._runner is not None,
+        )
         parked = Parked(settings.spool.path, rules=lambda: self._rules.rules, look=self.look)
         self.admin = AdminServer(
             host=admin_host,

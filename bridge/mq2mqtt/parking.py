@@ -5,7 +5,7 @@ from typing import Final
 
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.receipts import RECEIPTS_SUFFIX
-from mq2mqtt.rules import Rule, RuleSet
+from mq2mqtt.rules import InboundRule, Rule, RuleSet
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.frame import FrameKind
 from mq2mqtt.spool.parked import ParkedMessage, ask_replay, keys_of, read_parked
@@ -68,11 +68,12 @@ def owner(rules: RuleSet, lane: str) -> Rule:
 def obstacle(rule: Rule, lane: str, message: ParkedMessage) -> str | None:
     """Say why `message` cannot go the way of `rule`, which has its lane's name now; `None` when it can."""
     if lane.endswith(RECEIPTS_SUFFIX):
-        parked_by, needed = "a receipt", "inbound"
-    else:
-        needed = _TYPES.get(message.frame.kind, "unknown")
-        parked_by = f"parked by a rule of type {needed}"
-    return None if rule.type == needed else f"{parked_by}, and {rule.id} is of type {rule.type} now"
+        has_receipts = isinstance(rule, InboundRule) and rule.receipts is not None
+        return None if has_receipts else f"a receipt, and {rule.id} has no `receipts` now"
+    needed = _TYPES.get(message.frame.kind, "unknown")
+    return (
+        None if rule.type == needed else f"parked by a rule of type {needed}, and {rule.id} is of type {rule.type} now"
+    )
 
 
 def replay(rules: RuleSet, lane: Path, key: str) -> str | None:

@@ -130,10 +130,18 @@ async def test_while_the_broker_is_away_nobody_is_said_to_be_online_or_not(world
         answer = await ask(world, path)
         assert (answer.status, answer.error) == (503, "who is connected is not known: Mosquitto does not answer")
     world.host.come_back()
-    world.host.sees_clients = False
+    world.host.sees_clients = False  # as a plain MQTT client
     answer = await ask(world, "/api/v1/sessions/a")
     assert answer.status == 501
     assert "cannot see who is connected" in answer.error
+
+
+async def test_before_the_host_has_said_who_is_connected_nobody_is_said_to_be(tmp_path: Path) -> None:
+    world = World(tmp_path, OUT)
+    await world.bridge.admin.start()
+    answer = await ask(world, "/api/v1/sessions/a")
+    assert (answer.status, answer.error) == (503, "who is connected is not known: the bridge is starting")
+    await world.bridge.stop()
 
 
 # -- parked messages --

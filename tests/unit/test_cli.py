@@ -109,6 +109,23 @@ def test_check_says_that_rocketmq_does_not_answer(run: Run, config: Path) -> Non
     assert "PROBLEM  rocketmq.namesrv" in out
 
 
+def test_a_database_that_is_away_is_one_line_and_exit_code_1(run: Run, config: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        data = yaml.safe_load(config.read_text())
+        data["store"] = {"url": f"postgresql+asyncpg://u:hunter2@127.0.0.1:{unused.getsockname()[1]}/db"}
+        data["rocketmq"] = {"namesrv": f"127.0.0.1:{unused.getsockname()[1]}"}
+        config.write_text(yaml.safe_dump(data))
+        problem = data["store"]["url"].replace("hunter2", "***") + ": Connection refused\n"
+        code, out, err = run("run", "-c", config)
+        assert (code, out) == (1, "")
+        assert err.endswith(f"mq2mqtt: store.url: {problem}")
+        assert "Traceback" not in err
+        code, out, _ = run("check", "-c", config)
+    assert code == 1
+    assert f"PROBLEM  store.url: {problem}" in out
+
+
 def test_a_port_in_use_is_one_line_and_exit_code_2(run: Run, config: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -263,6 +280,20 @@ def test_a_replay_for_a_rule_of_another_type_is_refused(run: Run, config: Path, 
     assert code == 1
     assert "PROBLEM  1: parked by a rule of type outbound, and sensors-out is of type inbound now" in out
     assert parked.replays() == []
+
+
+@pytest.mark.parametrize("receipts", [True, False])
+def test_a_parked_receipt_goes_the_way_of_its_rules_receipts(
+    run: Run, config: Path, tmp_path: Path, *, receipts: bool
+) -> None:
+    rule = {"id": "commands-in", "type": "inbound", "source": "mq_commands", "target": "devices"}
+    data = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump(data | {"rules": [rule | ({"receipts": "mq_receipts"} if receipts else {})]}))
+    store = ParkedStore(tmp_path / "spool" / "commands-in.receipts", max_bytes=1 << 20)
+    store.append(Frame(FrameKind.ROCKETMQ, 0, 0, "", "devices/a", b"", b"{}"), key="7", reason="why")
+    code, out, _ = run("parked", "replay", "commands-in.receipts", "7", "-c", config)
+    assert (code, store.replays()) == ((0, ["7"]) if receipts else (1, []))
+    assert receipts or "PROBLEM  7: a receipt, and commands-in has no `receipts` now" in out
 
 
 def test_a_replay_for_a_disabled_rule_says_that_it_may_wait(run: Run, config: Path, parked: ParkedStore) -> None:

@@ -30,7 +30,9 @@ def gone(presence: Presence, channel: str, time_ms: int, reason: str) -> None:
 
 
 def sessions(presence: Presence, connects: ConnectStore | None) -> Sessions:
-    return Sessions(MemoryHost(), presence.connections, connects=lambda: connects, kept=lambda _: 3)
+    return Sessions(
+        MemoryHost(), presence.connections, connects=lambda: connects, kept=lambda _: 3, started=lambda: True
+    )
 
 
 def entry(channel: str, began: int, ended: int | None, reason: str, *, clean_session: bool = True) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Sessions:
     connects: Callable[[], ConnectStore | None]
     """The connections of the past; `None` while there is no store."""
     kept: Callable[[str], int]
+    started: Callable[[], bool]
+    """Whether `connections` is what the host says, and not what it was when the last process ended."""
 
     def check(self) -> None:
         """Tell whether it is known who is connected.
@@ -40,8 +42,9 @@ class Sessions:
         if not self.host.sees_clients:
             text = "the bridge is a plain client of its MQTT broker and cannot see who is connected: see docs/mqtt.md"
             raise ApiError(HTTPStatus.NOT_IMPLEMENTED, text)
-        if self.host.problem is not None:
-            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, f"who is connected is not known: {self.host.problem}")
+        problem = self.host.problem if self.started() else "the bridge is starting"
+        if problem is not None:
+            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, f"who is connected is not known: {problem}")
 
     def of(self, client_id: str) -> dict[str, Any]:
         """Return the state of one client, known or not."""
