@@ -1,4 +1,4 @@
-"""`mq2mqtt check`: does the configuration fit the RocketMQ it names?"""
+"""`mq2mqtt check`: does the configuration fit the RocketMQ and the PostgreSQL it names?"""
 
 import secrets
 from pathlib import Path
@@ -10,6 +10,7 @@ from mq2mqtt.errors import BridgeError, LinkError, NotConnectedError
 from mq2mqtt.link import RocketLink
 from mq2mqtt.rules import InboundRule, Rule
 from mq2mqtt.settings import Settings
+from mq2mqtt.store.sql import reach
 
 __all__ = ["check"]
 
@@ -22,6 +23,22 @@ async def check(settings: Settings, path: Path, *, create: bool) -> int:
     """Print one line per finding; return the exit code. `create` makes the topics that are missing."""
     rules = settings.rules
     typer.echo(f"ok       {path}: valid, {len(rules)} rule{'' if len(rules) == 1 else 's'}")
+    return max(await _check_store(settings), await _check_rocketmq(settings, create=create))
+
+
+async def _check_store(settings: Settings) -> int:
+    try:
+        place = await reach(settings.store.url, node=settings.node)
+    except BridgeError as error:
+        typer.echo(f"PROBLEM  {error}")
+        return _PROBLEMS
+    if place is not None:
+        typer.echo(f"ok       store.url {place} answers")
+    return _OK
+
+
+async def _check_rocketmq(settings: Settings, *, create: bool) -> int:
+    rules = settings.rules
     link = build_link(settings, client_id=f"mq2mqtt@check@{secrets.token_hex(6)}")
     await link.start()
     try:

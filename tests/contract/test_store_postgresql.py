@@ -8,7 +8,7 @@ from loguru import logger
 
 from mq2mqtt.errors import ConfigError, StoreError
 from mq2mqtt.store import MessageKind, StoredMessage, database, writer
-from mq2mqtt.store.sql import SqlStore
+from mq2mqtt.store.sql import SqlStore, reach
 from tests.postgresql import PostgreSQL
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import until
@@ -142,3 +142,12 @@ async def test_what_the_server_refuses_is_one_line(postgresql: PostgreSQL) -> No
         with pytest.raises(ConfigError) as caught:
             await SqlStore.open(wrong, node="one")
         assert str(caught.value) == f"store.url: {wrong}: {words}"
+
+
+async def test_a_server_is_looked_for_without_making_tables(postgresql: PostgreSQL) -> None:
+    url = await postgresql.new_database()
+    assert await reach(url.replace("@", ":secret@"), node="one") == url.replace("@", ":***@")
+    await postgresql.execute("CREATE TABLE schema_version (a INTEGER)", url=url)
+    with pytest.raises(ConfigError) as caught:
+        await reach(postgresql.url("nothing"), node="one")
+    assert str(caught.value) == f'store.url: {postgresql.url("nothing")}: database "nothing" does not exist'

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loguru import logger
-from sqlalchemy import URL, Select, event, make_url
+from sqlalchemy import URL, Select, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -57,6 +57,8 @@ class Database:
         self._lock: int | None = None
         self._reading = asyncio.Semaphore(_READERS)
         self.dialect = self._url.get_backend_name()
+        self.place = self._url.render_as_string(hide_password=True)
+        """The URL, for people."""
         try:
             self._writer = self._engine(pool_size=1)
             self._reader = self._engine(pool_size=_READERS, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
@@ -102,6 +104,17 @@ class Database:
             await self.close()
             raise
 
+    async def reach(self) -> None:
+        """Connect and ask something, changing nothing. For PostgreSQL: SQLite would make a file.
+
+        Raises:
+            ConfigError: as `open`.
+            StoreError: as `open`.
+        """
+        with self._at_start():
+            async with self._reader.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
     async def _make_tables(self, migrations: Sequence[Migration]) -> None:
         deadline = time.monotonic() + _TAKEN_SECONDS
         said = False
@@ -120,13 +133,17 @@ class Database:
                 return
 
     async def _migrate(self, migrations: Sequence[Migration]) -> bool:
-        try:
+        with self._at_start():
             async with self._writer.begin() as connection:
                 return await connection.run_sync(migrate, migrations)
+
+    @contextlib.contextmanager
+    def _at_start(self) -> Iterator[None]:
+        try:
+            yield
         except (SQLAlchemyError, OSError) as error:
-            place = self._url.render_as_string(hide_password=True)
             kind = StoreError if _is_away(error) else ConfigError
-            raise kind(f"store.url: {place}: {_words(error)}") from error
+            raise kind(f"store.url: {self.place}: {_words(error)}") from error
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -264,5 +281,5 @@ def _words(error: BaseException) -> str:
     """Return what went wrong in one line, without the statement and its values."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    text = (isinstance(error, OSError) and error.strerror) or str(error)
-    return text.partition("\n")[0] or type(error).__name__
+    words = (isinstance(error, OSError) and error.strerror) or str(error)
+    return words.partition("\n")[0] or type(error).__name__

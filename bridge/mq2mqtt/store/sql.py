@@ -6,7 +6,7 @@ from mq2mqtt.store.offline import SqlOfflineStore
 from mq2mqtt.store.subscriptions import SqlSubscriptionStore
 from mq2mqtt.store.writer import Writer
 
-__all__ = ["SqlStore"]
+__all__ = ["SqlStore", "reach"]
 
 
 class SqlStore:
@@ -42,3 +42,20 @@ class SqlStore:
         """See the protocol."""
         await self._writer.close(seconds=seconds)
         await self._database.close()
+
+
+async def reach(url: str, *, node: str) -> str | None:
+    """Connect to the server at `url`, if it names one; return its name, `None` for a file, which is not looked at.
+
+    Raises:
+        ConfigError: the operator has to change something first.
+        StoreError: the database is away, or busy.
+    """
+    database = Database(url, node=node, power=False)
+    if database.dialect == "sqlite":
+        return None
+    try:
+        await database.reach()
+    finally:
+        await database.close()
+    return database.place
