@@ -57,33 +57,40 @@ async def _check_rocketmq(settings: Settings, *, create: bool) -> int:
 async def _check_rules(settings: Settings, link: RocketLink, *, create: bool) -> int:
     code = _OK
     for rule in settings.rules:
-        topic = f"RocketMQ topic {rule.rocketmq_topic}"
-        try:
-            if await link.topic_exists(rule.rocketmq_topic):
-                use = await _use(rule, link, settings.node)
-                typer.echo(f"ok       rule {rule.id}: {topic} exists, and {use}")
-            elif create:
-                await link.create_topic(rule.rocketmq_topic)
-                typer.echo(f"created  rule {rule.id}: {topic}")
-            else:
-                typer.echo(f"PROBLEM  rule {rule.id}: {topic} does not exist: create it, or run check --create")
-                code = _PROBLEMS
-        except BridgeError as error:
-            hint = _ADDRESS_HINT if isinstance(error, NotConnectedError) else ""
-            typer.echo(f"PROBLEM  rule {rule.id}: {topic}: {error}{hint}")
-            code = _PROBLEMS
+        code = max(code, await _check_topic(rule, rule.rocketmq_topic, link, settings.node, create=create))
+        if isinstance(rule, InboundRule) and rule.receipts is not None:
+            code = max(code, await _check_topic(rule, rule.receipts, link, settings.node, create=create))
     return code
 
 
-async def _use(rule: Rule, link: RocketLink, node: str) -> str:
-    """Return how the bridge may use the rule's topic.
+async def _check_topic(rule: Rule, name: str, link: RocketLink, node: str, *, create: bool) -> int:
+    topic = f"RocketMQ topic {name}"
+    try:
+        if await link.topic_exists(name):
+            use = await _use(rule, name, link, node)
+            typer.echo(f"ok       rule {rule.id}: {topic} exists, and {use}")
+        elif create:
+            await link.create_topic(name)
+            typer.echo(f"created  rule {rule.id}: {topic}")
+        else:
+            typer.echo(f"PROBLEM  rule {rule.id}: {topic} does not exist: create it, or run check --create")
+            return _PROBLEMS
+    except BridgeError as error:
+        hint = _ADDRESS_HINT if isinstance(error, NotConnectedError) else ""
+        typer.echo(f"PROBLEM  rule {rule.id}: {topic}: {error}{hint}")
+        return _PROBLEMS
+    return _OK
+
+
+async def _use(rule: Rule, topic: str, link: RocketLink, node: str) -> str:
+    """Return how the bridge may use a topic of the rule.
 
     Raises:
         BridgeError: it may not, or that cannot be learnt now.
     """
-    if isinstance(rule, InboundRule):
+    if isinstance(rule, InboundRule) and topic == rule.source:
         group = rule.consumer_group(node)
-        await link.require_reading(rule.source, group)
+        await link.require_reading(topic, group)
         return f"may be read in group {group}"
-    await link.require_writing(rule.target)
+    await link.require_writing(topic)
     return "may be written"
