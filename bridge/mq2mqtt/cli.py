@@ -64,7 +64,9 @@ def _properties(values: list[str] | None) -> list[str] | None:
     return values
 
 
-def _client_id(value: str) -> str:
+def _client_id(value: str | None) -> str | None:
+    if value is None:
+        return None
     size = len(value.encode("utf-8", "surrogateescape"))
     if size > _MAX_CLIENT_ID_BYTES:
         raise typer.BadParameter(f"{size} bytes, a client id has at most {_MAX_CLIENT_ID_BYTES}")
@@ -206,11 +208,17 @@ def explain(  # noqa: PLR0913 - the options of the command
         ),
     ] = None,
     payload: Annotated[str, typer.Option(help="The message's payload or body.")] = "hello",
+    connects: Annotated[
+        str | None,
+        typer.Option(metavar="CLIENT_ID", callback=_client_id, help="A client with this id connects."),
+    ] = None,
 ) -> None:
-    """Show which rules take a message, and the exact message that would be sent; asks no server."""
-    if (topic is None) == (rocketmq_topic is None):
-        raise typer.BadParameter("give one of --topic and --rocketmq-topic")
+    """Show which rules take a message or a client's status, and the exact message that is sent; asks no server."""
+    if [topic, rocketmq_topic, connects].count(None) != 2:  # noqa: PLR2004 - of the three
+        raise typer.BadParameter("give one of --topic, --rocketmq-topic and --connects")
     loaded = settings.load(config)
+    if connects is not None:
+        raise typer.Exit(explaining.explain_client(loaded, connects))
     body = payload.encode("utf-8", "surrogateescape")
     if rocketmq_topic is not None:
         pairs = (item.partition("=") for item in properties or ())

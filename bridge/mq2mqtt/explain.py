@@ -7,13 +7,14 @@ import typer
 
 from mq2mqtt import topics
 from mq2mqtt.errors import UnmappableMessageError
-from mq2mqtt.mapping import Inbound, is_own, to_mqtt, to_rocketmq
-from mq2mqtt.message import MqttMessage
-from mq2mqtt.rules import InboundRule, OutboundRule
+from mq2mqtt.mapping import Inbound, OutboundMapper, is_own, to_mqtt, to_rocketmq
+from mq2mqtt.message import ClientEvent, ClientEventType, MqttMessage, RocketBatch, RocketMessage
+from mq2mqtt.rules import InboundRule, OutboundRule, StatusRule, group_of
 from mq2mqtt.settings import Settings
-from mq2mqtt.spool.frame import decode_frames, encode_publish
+from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
+from mq2mqtt.status import status_body
 
-__all__ = ["StoredMessage", "explain_publish", "explain_stored"]
+__all__ = ["StoredMessage", "explain_client", "explain_publish", "explain_stored"]
 
 _OK, _PROBLEMS = 0, 1
 _MAX_SHOWN_BYTES = 512
@@ -87,12 +88,43 @@ def _show_outbound(settings: Settings, rule: OutboundRule, message: MqttMessage)
     except UnmappableMessageError as error:
         typer.echo(f"    parked: {error.reason}")
         return _PROBLEMS
+    _show_sent(sent)
+    return _OK
+
+
+def _show_sent(sent: RocketMessage) -> None:
     typer.echo(f"    topic {sent.topic}")
     for name, value in sent.properties.items():
         note = "    (the last number is the message's offset in the lane)" if name == "KEYS" else ""
         typer.echo(f"    {name} = {_shown(value)}{note}")
     typer.echo(f"    body {_payload(sent.body)}")
+
+
+def explain_client(settings: Settings, client_id: str) -> int:
+    """Print what RocketMQ is told when a client connects; return 0 when a rule tells it, else 1."""
+    typer.echo(f"CONNECT of client {client_id!r}")
+    group = group_of(client_id)
+    rule = settings.rule_set.status(group)
+    if rule is None:
+        typer.echo(f"  not told: {_why_not_told(settings, group)}")
+        return _PROBLEMS
+    typer.echo(f"  rule {rule.id} tells RocketMQ, and also of its end (tags disconnect, tcpclean):")
+    event = ClientEvent(ClientEventType.CONNECT, client_id, "<connection>", "192.0.2.1:50000", 1_700_000_000_000)
+    body = status_body(event, seq=1, epoch=0, node=settings.node)
+    frame = Frame(FrameKind.EVENT, 0, 0, client_id, "", b"", body)
+    _, properties = OutboundMapper(node=settings.node, rule_id=rule.id).map(frame, _ANY_OFFSET)
+    _show_sent(RocketBatch(rule.target, [body], [properties])[0])
     return _OK
+
+
+def _why_not_told(settings: Settings, group: str) -> str:
+    if not group:
+        return "its id is not <GroupID>@@@<DeviceID>"
+    rules = [rule for rule in settings.rules if isinstance(rule, StatusRule)]
+    for rule in rules:
+        if rule.source == group:
+            return f"rule {rule.id} is disabled"
+    return f"no status rule has the source {group!r} ({', '.join(rule.source for rule in rules) or 'there is none'})"
 
 
 def explain_stored(settings: Settings, message: StoredMessage) -> int:

@@ -325,6 +325,9 @@ def test_explain_shows_both_directions(run: Run, config: Path) -> None:
     code, out, _ = run("explain", "-c", config, "--rocketmq-topic", "mq_commands", "--property", "TAGS=MQ2MQTT")
     assert code == 1
     assert "no inbound rule has this source" in out
+    code, out, _ = run("explain", "-c", config, "--connects", "GID_dev@@@1")
+    assert code == 1
+    assert "no status rule" in out
 
 
 @pytest.mark.parametrize(
@@ -332,6 +335,7 @@ def test_explain_shows_both_directions(run: Run, config: Path) -> None:
     [
         (),
         ("--topic", "a", "--rocketmq-topic", "b"),
+        ("--topic", "a", "--connects", "GID_dev@@@1"),
         ("--rocketmq-topic", "b", "--property", "novalue"),
         ("--topic", "sensors/t", "--client-id", "ä" * 32_768),
     ],

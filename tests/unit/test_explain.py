@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mq2mqtt import settings
-from mq2mqtt.explain import StoredMessage, explain_publish, explain_stored
+from mq2mqtt.explain import StoredMessage, explain_client, explain_publish, explain_stored
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.intake import BridgeIntake
 from mq2mqtt.message import MqttMessage
@@ -19,6 +19,8 @@ RULES = [
     {"id": "off", "type": "outbound", "source": "lights", "target": "mq_lights", "enabled": False},
     {"id": "inb", "type": "inbound", "source": "mq_commands", "target": "devices"},
     {"id": "inb-all", "type": "inbound", "source": "mq_commands", "target": "copies", "tags": "*"},
+    {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"},
+    {"id": "presence-off", "type": "status", "source": "GID_old", "target": "mq_status", "enabled": False},
     {"id": "inb-off", "type": "inbound", "source": "mq_old", "target": "old", "enabled": False},
 ]
 
@@ -152,3 +154,35 @@ def test_a_stored_message_that_is_skipped_or_parked_says_why(
     assert (code, lines[-1]) == (1, "rule inb-off skips it: it is disabled")
     code, lines = stored(loaded, capsys, "mq_none")
     assert (code, lines[-1]) == (1, "no inbound rule has this source (sources: mq_commands, mq_old)")
+
+
+def test_a_client_that_connects_shows_what_rocketmq_is_told(
+    loaded: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain_client(loaded, "GID_dev@@@1") == 0
+    text = capsys.readouterr().out
+    for line in (
+        "rule presence tells RocketMQ",
+        "topic mq_status",
+        "TAGS = connect",
+        "KEYS = n1:presence:0",
+        "mq2mqttNode = n1",
+        '"clientId":"GID_dev@@@1"',
+        '"eventType":"connect"',
+    ):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("client_id", "reason"),
+    [
+        ("plain", "its id is not <GroupID>@@@<DeviceID>"),
+        ("GID_old@@@1", "rule presence-off is disabled"),
+        ("GID_new@@@1", "no status rule has the source 'GID_new' (GID_dev, GID_old)"),
+    ],
+)
+def test_a_client_that_no_rule_tells_of(
+    client_id: str, reason: str, loaded: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert explain_client(loaded, client_id) == 1
+    assert f"not told: {reason}" in capsys.readouterr().out
