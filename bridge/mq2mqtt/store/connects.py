@@ -5,7 +5,6 @@ from typing import Final
 from sqlalchemy import bindparam, select
 
 from mq2mqtt.store import CONNECTS_PER_CLIENT, Connect
-from mq2mqtt.store.changes import Operation
 from mq2mqtt.store.checks import unstorable
 from mq2mqtt.store.database import Database
 from mq2mqtt.store.tables import connects
@@ -32,28 +31,25 @@ class SqlConnectStore:
         self._database = database
         self._writer = writer
         self._node = node
-        self._until_trim = _TRIM_EVERY
+        # With the first: a bridge may never live to see so many.
+        self._until_trim = 1
 
     def began(self, connect: Connect) -> None:
         """See the protocol."""
         values = (connect.client_id, connect.channel_id)
         if unstorable(keys=values, texts=(connect.client_ip, connect.reason)) is None:
-            self._submit(lambda batch: batch.connects.began(connect))
+            self._writer.note(lambda batch: batch.connects.began(connect))
         self._until_trim -= 1
         if self._until_trim == 0:
             self._until_trim = _TRIM_EVERY
-            self._submit(lambda batch: batch.connects.trim(CONNECTS_KEPT))
+            self._writer.note(lambda batch: batch.connects.trim(CONNECTS_KEPT))
 
     def ended(self, client_id: str, channel_id: str, *, ended_ms: int, reason: str) -> None:
         """See the protocol."""
         if unstorable(keys=(client_id, channel_id), texts=(reason,)) is None:
-            self._submit(lambda batch: batch.connects.ended(client_id, channel_id, ended_ms, reason))
+            self._writer.note(lambda batch: batch.connects.ended(client_id, channel_id, ended_ms, reason))
 
     async def of(self, client_id: str, *, limit: int = CONNECTS_PER_CLIENT) -> list[Connect]:
         """See the protocol."""
         rows = await self._database.read(_OF_CLIENT, node=self._node, client=client_id, limit=limit)
         return [Connect(*row) for row in rows]
-
-    def _submit(self, operation: Operation) -> None:
-        # Asked for, so that nobody misses it: a gap in the history is no fault.
-        self._writer.submit(operation).add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Row, Select, bindparam, func, select
 
 from mq2mqtt.store import MessageKind, StoredMessage
+from mq2mqtt.store.changes import Batch
 from mq2mqtt.store.checks import unstorable
 from mq2mqtt.store.database import Database
 from mq2mqtt.store.properties import decode_properties
@@ -56,13 +58,11 @@ class SqlOfflineStore:
 
     def remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
         """See the protocol."""
-        for first in range(0, len(ids) - BATCH_ROWS, BATCH_ROWS):
-            self._remove(ids[first : first + BATCH_ROWS])
         # They are done in this order.
-        return self._remove(ids[(len(ids) - 1) // BATCH_ROWS * BATCH_ROWS :])
-
-    def _remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
-        return self._writer.submit(lambda batch: batch.offline.remove(ids), rows=len(ids), always=True)
+        for first in range(0, len(ids) - BATCH_ROWS, BATCH_ROWS):
+            self._writer.note(partial(_remove, ids[first : first + BATCH_ROWS]), rows=BATCH_ROWS, always=True)
+        last = ids[(len(ids) - 1) // BATCH_ROWS * BATCH_ROWS :]
+        return self._writer.submit(partial(_remove, last), rows=len(last), always=True)
 
     async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
         """See the protocol."""
@@ -94,6 +94,10 @@ class SqlOfflineStore:
 
     async def _messages(self, statement: Select[Any], **values: object) -> list[StoredMessage]:
         return [_message(row) for row in await self._database.read(statement, node=self._node, **values)]
+
+
+def _remove(ids: Sequence[int], batch: Batch) -> None:
+    batch.offline.remove(ids)
 
 
 def _message(row: Row[Any]) -> StoredMessage:

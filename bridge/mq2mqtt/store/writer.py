@@ -81,6 +81,11 @@ class Writer:
             self._news.set()
         return done
 
+    def note(self, operation: Operation, *, rows: int = 1, always: bool = False) -> None:
+        """As `submit`, where nobody wants to know what becomes of it."""
+        done = self.submit(operation, rows=rows, always=always)
+        done.add_done_callback(lambda done: done.cancelled() or done.exception())
+
     def refuse(self, error: UnstorableError) -> asyncio.Future[None]:
         """Return a future that has failed."""
         done = self._loop.create_future()
