@@ -11,7 +11,7 @@ from mq2mqtt.errors import LaneCorruptError, LaneError
 from mq2mqtt.parking import find_lane, owner, replay
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
-from mq2mqtt.spool.inspect import LaneSummary, read_entries, summarize_all
+from mq2mqtt.spool.inspect import LaneSummary, lane_directories, read_entries, summarize_all
 from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked
 
 __all__ = ["drop_parked", "list_lanes", "list_parked_messages", "replay_parked", "show_lane", "show_parked"]
@@ -51,15 +51,11 @@ def show_lane(settings: Settings, lane: str, *, limit: int) -> int:
 
 def list_parked_messages(settings: Settings) -> int:
     """Print one line per parked message of all rules."""
-    spool = settings.spool.path
     rows: list[tuple[str, ...]] = []
     damaged: list[LaneCorruptError] = []
-    for path in sorted(spool.iterdir()) if spool.is_dir() else ():
-        if path.is_dir():
-            found = list_parked(path, on_damage=damaged.append)
-            rows += [
-                (path.name, parked.key, _time(parked.parked_us), _state(parked), parked.reason) for parked in found
-            ]
+    for path in lane_directories(settings.spool.path):
+        found = list_parked(path, on_damage=damaged.append)
+        rows += [(path.name, parked.key, _time(parked.parked_us), _state(parked), parked.reason) for parked in found]
     _table(("RULE", "KEY", "PARKED", "STATE", "REASON"), rows)
     return _tell_of(damaged)
 
@@ -138,6 +134,8 @@ def _show_frame(frame: Frame) -> None:
             name, _, value = text.partition("\x01")
             if name:
                 typer.echo(f"  {name} = {value}")
+    elif frame.kind == FrameKind.EVENT:
+        typer.echo(f"  event of client {frame.client_id!r}")
     else:
         flags = [f"QoS {frame.qos}", "clean session" if frame.clean_session else "persistent session"]
         flags += ["retain"] if frame.retain else []

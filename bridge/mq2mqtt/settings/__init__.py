@@ -221,8 +221,7 @@ class MqttSettings(Section):
 _EXAMPLE_RULES = (
     {"id": "telemetry-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"},
     {"id": "commands-in", "type": "inbound", "source": "mq_commands", "target": "devices"},
-    # Status rules are checked but not run yet.
-    {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status", "enabled": False},
+    {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"},
 )
 
 

@@ -1,7 +1,9 @@
 """`StatusTracker`: any order, any repetition, the same end."""
 
 import json
+import re
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,3 +167,14 @@ def test_what_is_no_event_raises_the_one_error(bad: Any) -> None:  # noqa: ANN40
     with pytest.raises(MalformedEventError):
         tracker.feed(bad)
     assert tracker.online == set()
+
+
+def test_the_example_of_the_docs_works(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "status.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own
+    names["on_message"](json.dumps(body("connect", "c1")).encode())
+    names["on_message"](b"hello")
+    assert names["tracker"].online == {_CLIENTS[0]}
+    assert "not a status message" in capsys.readouterr().out
