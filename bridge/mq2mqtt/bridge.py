@@ -24,6 +24,7 @@ from mq2mqtt.receipts import ReceiptBook
 from mq2mqtt.relay import P2PRelay
 from mq2mqtt.running import RunningRules
 from mq2mqtt.settings import Settings, split_address, tls_context
+from mq2mqtt.spool.inspect import PRESENCE_NAME
 from mq2mqtt.store import ConnectStore, Store
 from mq2mqtt.store.sql import SqlStore
 from mq2mqtt.telemetry import Telemetry
@@ -76,7 +77,7 @@ class Bridge:
         try:
             self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
             power = settings.spool.durability == "power"
-            self.presence = Presence(Journal(settings.spool.path / ".presence", power=power), node=settings.node)
+            self.presence = Presence(Journal(settings.spool.path / PRESENCE_NAME, power=power), node=settings.node)
             self._receipts = ReceiptBook(node=settings.node)
             self.queue = OfflineQueue(host, settings.offline, telemetry=self.telemetry, receipts=self._receipts)
             self._relay = P2PRelay(

@@ -6,8 +6,8 @@ from typing import Final
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.rules import InboundRule, Rule, RuleSet
-from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.frame import FrameKind
+from mq2mqtt.spool.inspect import lane_directories
 from mq2mqtt.spool.parked import ParkedMessage, ask_replay, keys_of, read_parked
 
 __all__ = ["find_lane", "lanes_with_parked", "obstacle", "owner", "replay"]
@@ -20,12 +20,6 @@ _TYPES: Final[dict[int, str]] = {
 """Which type of rule parks which kind of frame."""
 
 
-def _lanes(spool: Path) -> dict[str, Path]:
-    with map_errors(spool, "list"):
-        found = spool.iterdir() if spool.is_dir() else ()
-        return {path.name: path for path in sorted(found) if path.is_dir()}
-
-
 def find_lane(spool: Path, lane: str) -> Path:
     """Return the directory of `lane`.
 
@@ -33,7 +27,7 @@ def find_lane(spool: Path, lane: str) -> Path:
         ConfigError: there is none.
         LaneError: the spool cannot be read.
     """
-    lanes = _lanes(spool)
+    lanes = {path.name: path for path in lane_directories(spool)}
     if lane not in lanes:
         known = ", ".join(lanes) or "none yet"
         raise ConfigError(f"there is no lane {lane} in {spool} (lanes: {known})")
@@ -46,7 +40,7 @@ def lanes_with_parked(spool: Path) -> dict[str, list[str]]:
     Raises:
         LaneError: a directory cannot be read.
     """
-    found = {name: keys_of(path) for name, path in _lanes(spool).items()}
+    found = {path.name: keys_of(path) for path in lane_directories(spool)}
     return {name: keys for name, keys in found.items() if keys}
 
 

@@ -312,6 +312,15 @@ def test_replay_and_drop_in_no_lane_are_exit_code_2(run: Run, config: Path, park
     assert (parked.count, parked.replays()) == (2, [])
 
 
+def test_the_journal_of_who_is_connected_is_no_lane(run: Run, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "spool" / ".presence").mkdir(parents=True)
+    (tmp_path / "spool" / ".presence" / "journal").write_bytes(b"")
+    for command in (("spool", "ls"), ("parked", "ls")):
+        code, out, _ = run(*command, "-c", config)
+        assert (code, len(out.splitlines())) == (0, 1)
+    assert run("spool", "show", ".presence", "-c", config)[0] == 2
+
+
 def test_with_nothing_there_the_lists_are_empty(run: Run, config: Path) -> None:
     assert run("spool", "ls", "-c", config)[0] == 0
     assert run("parked", "ls", "-c", config)[0] == 0

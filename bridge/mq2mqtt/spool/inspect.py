@@ -17,7 +17,10 @@ from mq2mqtt.spool.reader import Entry
 from mq2mqtt.spool.recovery import base_of, find_head, list_segments, read_chain, unsettled
 from mq2mqtt.spool.segment import HEADER_BYTES
 
-__all__ = ["LaneSummary", "read_entries", "summarize", "summarize_all"]
+__all__ = ["PRESENCE_NAME", "LaneSummary", "lane_directories", "read_entries", "summarize", "summarize_all"]
+
+PRESENCE_NAME: Final = ".presence"
+"""The directory in the spool that is no lane: the journal of who is connected."""
 
 # A running bridge begins or deletes a segment now and then, hardly this often while one lane is looked at.
 _TRIES: Final = 5
@@ -41,14 +44,23 @@ class LaneSummary:
 
 
 def summarize_all(spool: Path) -> list[LaneSummary]:
-    """Return a summary of each directory in `spool`, by name; none if there is no such directory.
+    """Return a summary of each lane in `spool`, by name; none if there is no such directory.
 
     Raises:
         LaneError: the directory cannot be listed.
     """
+    return [summarize(lane) for lane in lane_directories(spool)]
+
+
+def lane_directories(spool: Path) -> list[Path]:
+    """Return the directories of lanes, and of parked messages alone, by name; none if there is no spool.
+
+    Raises:
+        LaneError: the spool cannot be listed.
+    """
     with map_errors(spool, "list"):
-        lanes = sorted(path for path in spool.iterdir() if path.is_dir()) if spool.is_dir() else []
-    return [summarize(lane) for lane in lanes]
+        found = spool.iterdir() if spool.is_dir() else ()
+        return sorted(path for path in found if path.is_dir() and path.name != PRESENCE_NAME)
 
 
 def summarize(lane: Path) -> LaneSummary:
