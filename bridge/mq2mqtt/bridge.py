@@ -19,7 +19,7 @@ from mq2mqtt.link import RocketLink
 from mq2mqtt.link.native import NativeLink
 from mq2mqtt.metrics import build_registry
 from mq2mqtt.offline import OfflineQueue
-from mq2mqtt.presence import Journal, Presence
+from mq2mqtt.presence import Connection, Journal, Presence
 from mq2mqtt.receipts import ReceiptBook
 from mq2mqtt.relay import P2PRelay
 from mq2mqtt.running import RunningRules
@@ -134,7 +134,7 @@ class Bridge:
         # A broker in this process ended with the last one; another's may have gone on.
         self.presence.start(lives_on=self._lives_on)
         for connection in self.presence.connections.values():
-            self.queue.came(connection.client_id, connection.channel_id)
+            self._came(connection)
         await self._link.start()
         self._runner = asyncio.create_task(self._run(), name="mq2mqtt.bridge")
         logger.info(
@@ -151,10 +151,13 @@ class Bridge:
         )
         await self.queue.start(self.store)
         self.presence.listen(
-            came=lambda connection: self.queue.came(connection.client_id, connection.channel_id),
+            came=self._came,
             gone=lambda connection, _ended_ms, _reason: self.queue.gone(connection.client_id, connection.channel_id),
         )
         keep_history(self.presence, self.store.connects)
+
+    def _came(self, connection: Connection) -> None:
+        self.queue.came(connection.client_id, connection.channel_id, clean_session=connection.clean_session)
 
     def _connects(self) -> ConnectStore | None:
         return None if self.store is None else self.store.connects

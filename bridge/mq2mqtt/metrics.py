@@ -95,6 +95,7 @@ _REASONS = {
     DropReason.NOT_PERSISTENT: "the client is away, and the message is not one to be kept for it: QoS 0, or "
     "`cleansessionflag=true`; or its session is anonymous",
     DropReason.OFFLINE_QUOTA: "a kept message made room for a newer one (`offline.per_client`, `offline.total`)",
+    DropReason.SESSION_ENDED: "kept for a persistent session, and the client came back with cleanSession=true",
     DropReason.NOT_STORABLE: "the database can never hold it; the log says why",
     DropReason.PARKING_FULL: "a parked message made room for a newer one, or the disk had no room for it",
     DropReason.HOST_REFUSED: "downlink: the broker refused to take it; the log says why",

@@ -176,7 +176,11 @@ class P2PRelay:
         self.telemetry.in_flight += len(entries)
         for entry in entries:
             self._ahead_bytes += len(entry.frame.payload) + _OVERHEAD_BYTES
-            self._hand(entry)
+            try:
+                self._hand(entry)
+            except Exception:  # noqa: BLE001 - input from outside: one message must not stop those behind it
+                logger.exception("{} offset {}: unexpected error, dropped", self._path, entry.offset)
+                self._settled(entry, "", Delivery(Outcome.DROPPED, DropReason.UNREADABLE))
         return bool(entries)
 
     def _hand(self, entry: Entry) -> None:

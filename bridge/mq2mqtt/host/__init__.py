@@ -46,6 +46,7 @@ class DropReason(StrEnum):
     NOT_PERSISTENT = "not_persistent"
     OFFLINE_QUOTA = "offline_quota"
     NOT_STORABLE = "not_storable"
+    SESSION_ENDED = "session_ended"
     NOT_AUTHORIZED = "not_authorized"
     DISCONNECTED = "disconnected"
     TOO_LARGE = "too_large"

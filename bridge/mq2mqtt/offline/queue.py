@@ -39,9 +39,9 @@ class OfflineQueue:
         self._shelf.on_kept = self._kept_one
         self._store: Store | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.came: Callable[[str, str], None] = self._replay.came
-        """To be called with client id and channel id of each connection."""
-        self.gone: Callable[[str, str], None] = self._replay.gone
+        self.came = self._replay.came
+        """To be called with client id and channel id of each connection, and whether it is one with a clean session."""
+        self.gone = self._replay.gone
         """To be called with client id and channel id of each connection that has ended."""
 
     async def start(self, store: Store) -> None:

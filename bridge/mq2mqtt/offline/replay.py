@@ -65,6 +65,8 @@ class Replay:
         self._host = host
         self._pacer = Pacer()
         self._channels: dict[str, str] = {}
+        # Of clients that gave their session up: the last message that can be of that session.
+        self._given_up: dict[str, int] = {}
         self._busy: set[str] = set()
         # In the order of the time at which they are confirmed; bounded by what is handed over in that time.
         self._unconfirmed: deque[tuple[float, _Flight]] = deque()  # bounded, see above
@@ -76,9 +78,11 @@ class Replay:
 
     # -- who is there --
 
-    def came(self, client_id: str, channel_id: str) -> None:
-        """A client is connected."""
+    def came(self, client_id: str, channel_id: str, *, clean_session: bool = False) -> None:
+        """A client is connected. With `clean_session` it has given up what its session before missed."""
         self._channels[client_id] = channel_id
+        if clean_session and self._shelf.ledger.waiting(client_id):
+            self._given_up[client_id] = self._shelf.last_id
         self.news(client_id)
 
     def gone(self, client_id: str, channel_id: str) -> None:
@@ -155,6 +159,9 @@ class Replay:
         channel_id = self._channels.get(client_id)
         if channel_id is None:
             return False
+        if client_id in self._given_up:
+            await self._shelf.end_session(client_id, upto=self._given_up[client_id])
+            self._given_up.pop(client_id, None)
         messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
         if self._finishing or self._channels.get(client_id) != channel_id:
             return False

@@ -22,6 +22,7 @@ from mq2mqtt.telemetry import Ending, Telemetry
 __all__ = ["Receipts", "Shelf", "message_of"]
 
 _RETRY_SECONDS = 0.5
+_PAGE_MESSAGES = 100
 
 Kept = Callable[[StoredMessage | UnstorableError], None]
 """Called with the message when it is kept for good, or with why it never can be."""
@@ -44,7 +45,8 @@ class Shelf:
         self.ledger = Ledger()
         self._telemetry = telemetry
         self._receipts = receipts
-        self._last_id = -1
+        self.last_id = -1
+        """Of the message that was put last."""
         # Bounded by what is unsettled: the windows of inbound rules, and what the relay reads ahead.
         self._refused: deque[tuple[StoredMessage, Kept]] = deque()  # bounded, see above
         self._retry: asyncio.TimerHandle | None = None
@@ -60,7 +62,7 @@ class Shelf:
         """
         for client_id, count in (await store.counts()).items():
             self.ledger.add(client_id, count)
-        self._last_id = await store.last_id()
+        self.last_id = await store.last_id()
         self._telemetry.offline.found(self.ledger.total)
         self.store = store
 
@@ -87,13 +89,13 @@ class Shelf:
         now_ns = time.time_ns()
         now_ms = now_ns // 1_000_000
         # Also where the clock was set back since the last one.
-        self._last_id = max(now_ns // 1000, self._last_id + 1)
+        self.last_id = max(now_ns // 1000, self.last_id + 1)
         retained_until = now_ms + self.settings.retention * 1000
         # What is left of its own time goes by `stored_ms`: the row's end may be that of the retention.
         properties = expiry.aged(message, expires_ms, now_ms).properties
         self._write(
             StoredMessage(
-                self._last_id,
+                self.last_id,
                 client_id,
                 kind,
                 rule_id,
@@ -158,6 +160,26 @@ class Shelf:
                 after = page[-1].id
         finally:
             self.ledger.end_read(ticket)
+
+    async def end_session(self, client_id: str, *, upto: int) -> None:
+        """Drop what the client's session missed, up to this id, and has not got.
+
+        Raises:
+            StoreError: the store cannot be read now.
+        """
+        after = -1
+        while True:
+            ticket = self.ledger.begin_read()
+            try:
+                page = await self.store.oldest(client_id, after=after, limit=_PAGE_MESSAGES)
+                for message in page:
+                    if message.kind is MessageKind.SESSION and message.id <= upto and self.ledger.waits(message.id):
+                        self.leave(message, Ending.DROPPED, reason=DropReason.SESSION_ENDED)
+            finally:
+                self.ledger.end_read(ticket)
+            if len(page) < _PAGE_MESSAGES or page[-1].id > upto:
+                return
+            after = page[-1].id
 
     async def oldest_overall(self, limit: int) -> list[StoredMessage]:
         """Return the oldest messages that wait, of whatever client; see `oldest`."""

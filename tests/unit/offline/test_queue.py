@@ -262,6 +262,21 @@ async def test_what_a_session_missed_is_kept_with_its_qos() -> None:
         assert client.received == [MqttMessage("devices/news", b"x", 2)]
 
 
+async def test_a_clean_session_ends_what_the_session_before_missed_and_no_p2p() -> None:
+    async with World() as world:
+        outcomes: list[Delivery] = []
+        for number in range(250):
+            world.queue.missed("a", MqttMessage("devices/news", b"%d" % number), outcomes.append, rule_id=RULE)
+        await until(lambda: len(outcomes) == 250)
+        await world.keep("a", b"p2p")
+        client = world.connect("a", clean=True)
+        await until(lambda: world.kept == [])
+        assert payloads(client) == [b"p2p"]
+        assert (world.count("dropped"), world.rule.drops) == (250, {"session_ended": 250})
+        world.queue.missed("a", MqttMessage("devices/news", b"new"), outcomes.append, rule_id=RULE)
+        await until(lambda: payloads(client) == [b"p2p", b"new"])
+
+
 class TestExpiry:
     async def test_what_is_over_when_it_comes_is_not_delivered(self) -> None:
         async with World() as world:

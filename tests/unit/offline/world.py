@@ -46,15 +46,17 @@ class World:
         await self.queue.stop()
 
     def on_client_event(self, event: ClientEvent) -> None:
-        told = {ClientEventType.CONNECT: self.queue.came, ClientEventType.TCPCLEAN: self.queue.gone}
-        told[event.type](event.client_id, event.channel_id)
+        if event.type is ClientEventType.CONNECT:
+            self.queue.came(event.client_id, event.channel_id, clean_session=event.clean_session)
+        else:
+            self.queue.gone(event.client_id, event.channel_id)
 
     def tell(self, rule_id: str, outcome: Outcome, receipt: str, *, client_id: str, topic: str) -> None:
         assert rule_id == RULE
         self.receipts.append((outcome, receipt, client_id, topic))
 
-    def connect(self, client_id: str, *, acknowledges: bool = True) -> MemoryClient:
-        client = self.host.connect(client_id)
+    def connect(self, client_id: str, *, acknowledges: bool = True, clean: bool = False) -> MemoryClient:
+        client = self.host.connect(client_id, clean_session=clean)
         client.acknowledges = acknowledges
         return client
 
