@@ -510,7 +510,7 @@ def test_the_example_loads_and_shows_the_defaults(write: Write) -> None:
     assert [(rule.id, rule.type, rule.enabled) for rule in loaded.rules] == [
         ("telemetry-out", "outbound", True),
         ("commands-in", "inbound", True),
-        ("presence", "status", False),
+        ("presence", "status", True),
     ]
     assert loaded.rule_set.outbound("sensors/x") is not None
 
