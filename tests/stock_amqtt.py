@@ -12,14 +12,19 @@ _COMMAND = Path(sys.executable).parent / "amqtt"
 
 
 class StockAmqtt(BridgeProcess):
-    """Like `mq2mqtt run`, but the process is amqtt's, which dies of SIGHUP: the plugin watches the file itself."""
+    """Like `mq2mqtt run`, but the process is amqtt's, which dies of SIGHUP: the plugin watches the file itself.
+
+    `auth` is the plugin that lets everybody in.
+    """
+
+    auth = "amqtt.plugins.authentication.AnonymousAuthPlugin"
 
     def write_config(self) -> None:
         super().write_config()
         config = {
             "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.mqtt_port}"}},
             "plugins": {
-                "amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True},
+                self.auth: {"allow_anonymous": True},
                 "mq2mqtt_amqtt.BridgePlugin": {"config_file": str(self.config_file)},
             },
         }
