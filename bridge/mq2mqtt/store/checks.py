@@ -18,7 +18,7 @@ def unstorable(
     """Return why one of these values cannot be stored, `None` where all can. `keys` are in an index."""
     for key in keys:
         if len(key) > KEY_BYTES or len(key.encode(errors="replace")) > KEY_BYTES:
-            return UnstorableError(f"{key[:40]!r}... is longer than the store takes: {KEY_BYTES} bytes")
+            return UnstorableError(f"store: {key[:40]!r}... is longer than {KEY_BYTES} bytes")
         if not _is_text(key):
             return _no_text(key)
     for text in texts:
@@ -26,7 +26,7 @@ def unstorable(
             return _no_text(text)
     for number in numbers:
         if number is not None and not -_MOST <= number < _MOST:
-            return UnstorableError(f"{number} is larger than the store takes")
+            return UnstorableError(f"store: {number} is too large")
     return None
 
 
@@ -44,4 +44,4 @@ def _is_text(text: str) -> bool:
 
 
 def _no_text(text: str) -> UnstorableError:
-    return UnstorableError(f"{text[:40]!r} is no text that the store takes")
+    return UnstorableError(f"store: {text[:40]!r} holds NUL, or is no text")

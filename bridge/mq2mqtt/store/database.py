@@ -124,10 +124,10 @@ class Database:
                     pass
             except _NodeTakenError as error:
                 if time.monotonic() > deadline:
-                    raise ConfigError(str(error)) from error
+                    raise ConfigError(f"store.url: {_taken(self._node)}") from error
                 if not said:
                     said = True
-                    logger.warning("store: waiting for {:.0f} s at most: {}", _TAKEN_SECONDS, error)
+                    logger.warning("{}; waiting for {:.0f} s at most", error, _TAKEN_SECONDS)
                 await asyncio.sleep(_TAKEN_PAUSE)
             else:
                 return
@@ -189,7 +189,7 @@ class Database:
         # Ends with the connection: whoever writes holds it.
         if not _run(connection, f"SELECT pg_try_advisory_lock({_lock_number(self._node)})"):
             connection.terminate()
-            raise _NodeTakenError(_taken(self._node))
+            raise _NodeTakenError(f"store: {_taken(self._node)}")
         connection.commit()
 
     def _prepare_reader(self, connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
@@ -225,14 +225,13 @@ def _own_file(path: Path, node: str) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise ConfigError(_taken(node)) from error
+        raise ConfigError(f"store.url: {_taken(node)}") from error
     return descriptor
 
 
 def _taken(node: str) -> str:
     return (
-        f"store.url: another bridge uses node {node} in this database: stop it, or give this one a node or a database "
-        "of its own"
+        f"another bridge uses node {node} in this database: stop it, or give this one a node or a database of its own"
     )
 
 
@@ -260,7 +259,7 @@ def _translating() -> Iterator[None]:
         yield
     except (SQLAlchemyError, OSError) as error:
         kind = UnstorableError if _is_unstorable(error) else StoreError
-        raise kind(_words(error)) from error
+        raise kind(f"store: {_words(error)}") from error
 
 
 def _is_unstorable(error: BaseException) -> bool:

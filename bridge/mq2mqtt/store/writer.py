@@ -59,7 +59,7 @@ class Writer:
         if self._fault is None and self._began is not None:
             seconds = time.monotonic() - self._began
             if seconds > _SLOW_SECONDS:
-                return f"a write has taken {seconds:.0f} s so far"
+                return f"store: a write has taken {seconds:.0f} s so far"
         return self._fault
 
     def submit(
@@ -72,9 +72,9 @@ class Writer:
         done = self._loop.create_future()
         full = len(self._queue) >= _WAITING_OPERATIONS or self._bytes + size > _WAITING_BYTES
         if self._closing:
-            done.set_exception(StoreError("the store is closed"))
+            done.set_exception(StoreError("store: it is closed"))
         elif full and self._queue and not always:
-            done.set_exception(StoreError(self.problem or "too much waits to be written"))
+            done.set_exception(StoreError(self.problem or "store: too much waits to be written"))
         else:
             self._queue.append(_Waiting(operation, done, rows, size))
             self._bytes += size
@@ -103,7 +103,7 @@ class Writer:
         if self._queue:
             logger.warning("store: closed with {} changes not written", len(self._queue))
         while self._queue:
-            _fail(self._queue.popleft(), StoreError("the store was closed before this was written"))
+            _fail(self._queue.popleft(), StoreError("store: it was closed before this was written"))
 
     async def _run(self) -> None:
         while self._queue or not self._closing:
@@ -134,7 +134,7 @@ class Writer:
             await self._commit_at_last(batch)
         except UnstorableError as error:
             if len(batch) == 1:
-                logger.error("store: what cannot be stored was refused: {}", error)
+                logger.error("{}; what cannot be stored is refused", error)
                 _fail(batch[0], error)
                 return
             # Halved until only the culprit fails.
@@ -159,14 +159,14 @@ class Writer:
                 self._fault = str(error)
             except Exception as error:  # noqa: BLE001 - the task's top edge: nothing would be written any more
                 logger.opt(exception=error).error("store: unexpected error, trying again")
-                self._fault = f"unexpected: {error!r}"
+                self._fault = f"store: unexpected: {error!r}"
             else:
                 break
             finally:
                 self._began = None
             if failing_since is None:
                 failing_since = time.monotonic()
-                logger.warning("store: cannot write, trying again until it works: {}", self._fault)
+                logger.warning("{}; trying again until it works", self._fault)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(2 * pause, _LONGEST_PAUSE)
         self._fault = None

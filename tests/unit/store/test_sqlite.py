@@ -76,8 +76,8 @@ async def test_a_database_that_another_process_locks_is_waited_for(
         removed = store.offline.remove([0])
         store.connects.began(Connect("c", "h", "", clean_session=True, connected_ms=0))
         # Before SQLite itself has an answer.
-        await until(lambda: store.problem == "a write has taken 0 s so far")
-        await until(lambda: store.problem == "database is locked")
+        await until(lambda: store.problem == "store: a write has taken 0 s so far")
+        await until(lambda: store.problem == "store: database is locked")
         with pytest.raises(StoreError, match="database is locked"):
             await store.offline.add(message(100))
         # Reading goes on.
@@ -90,7 +90,7 @@ async def test_a_database_that_another_process_locks_is_waited_for(
     assert store.problem is None
     assert await store.offline.counts() == {"c": 99}
     assert await store.connects.of("c") == []
-    assert lines[0] == "store: cannot write, trying again until it works: database is locked"
+    assert lines[0] == "store: database is locked; trying again until it works"
     assert lines[1].startswith("store: writes again, after ")
     assert len(lines) == 2
 
@@ -102,7 +102,7 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, lines: list[str]) -> No
             await store.offline.add(message(0))
             disk.fill(spare_pages=20)
             futures = [store.offline.add(message(number, payload=b"x" * 900)) for number in range(1, 500)]
-            await until(lambda: store.problem == "database or disk is full")
+            await until(lambda: store.problem == "store: database or disk is full")
             assert not any(future.done() for future in futures)
             assert await store.offline.oldest("c", limit=999) == [message(0)]
             disk.free()
@@ -112,7 +112,7 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, lines: list[str]) -> No
             assert store.problem is None
         finally:
             await store.close()
-    assert lines[0] == "store: cannot write, trying again until it works: database or disk is full"
+    assert lines[0] == "store: database or disk is full; trying again until it works"
     assert len(lines) == 2
 
 
