@@ -278,7 +278,7 @@ _CONNECTION = Connection("GID_d@@@1", "c1", "ip", 1)
 _TOLD = Told("presence", 1, ClientEventType.CONNECT, _CONNECTION, 1, 7, 1)
 _JOURNAL = tuple(
     codec.decode_frames(encode_record(record), 0, max_frames=1)[0][0].payload
-    for record in (Head(1, 1, -1), Came(_CONNECTION, 5), _TOLD, Noted(_TOLD, Announced(_CONNECTION, 2, stale=True)))
+    for record in (Head(1, 1, -1, 1), Came(_CONNECTION, 5), _TOLD, Noted(_TOLD, Announced(_CONNECTION, 2, stale=True)))
 )
 
 

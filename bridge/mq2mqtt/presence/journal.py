@@ -26,6 +26,7 @@ from mq2mqtt.spool.machine import Machine
 __all__ = ["Journal"]
 
 _NAME: Final = "journal"
+_NEW_NAME: Final = "journal.new"
 _SURELY_WORTH: Final = 20_000
 _TIMES_THE_STATE: Final = 4
 # Records of the new journal that are written with each one of the old: so nobody waits for 100 000 of them.
@@ -61,7 +62,9 @@ class Journal:
 
     def _read(self) -> None:
         try:
-            data = self.path.read_bytes()
+            # Between the two steps of `_Anew.replace` only the new one is there, and whole.
+            path = self.path if self.path.exists() else self.path.with_name(_NEW_NAME)
+            data = path.read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -88,6 +91,7 @@ class Journal:
         with map_errors(self.path, "write"):
             replace_file(self.path, b"".join(map(encode_record, self.state.snapshot())), sync=True)
             self._switch(open_file(self.path, os.O_WRONLY | os.O_APPEND))
+            self.path.with_name(_NEW_NAME).unlink(missing_ok=True)
 
     def _switch(self, descriptor: int) -> None:
         self._let_go()
@@ -107,14 +111,13 @@ class Journal:
             LaneError: that is not possible, nor any more before `rewrite`.
         """
         data = encode_record(record)
-        with map_errors(self.path, "write"):
-            try:
-                _write(self._descriptor, data, self.path)
-            except OSError:
-                # What stands there may be half a record, and nothing may follow it.
-                self._give_up()
-                self._let_go()
-                raise
+        try:
+            _write(self._descriptor, data, self.path)
+        except OSError as error:
+            # What stands there may be half a record, and nothing may follow it.
+            self._give_up()
+            self._let_go()
+            raise LaneError(f"cannot write {self.path}: {error.strerror}") from error
         self._records += 1
         self._written += 1
         self._write_anew(data)
@@ -139,7 +142,7 @@ class Journal:
         """Go on with the new journal; begin it where that is worth it. `data` is what was just written to this one."""
         try:
             if self._anew is None:
-                if self._records < max(_SURELY_WORTH, _TIMES_THE_STATE * self.state.size):
+                if self._records < _SURELY_WORTH or self._records < _TIMES_THE_STATE * self.state.size:
                     return
                 self._anew = _Anew(self.path, self.state)
             if self._anew.go_on(data):
@@ -170,7 +173,7 @@ class _Anew:
     """A new journal, some records at a time: first the state of now, then what was written since."""
 
     def __init__(self, journal: Path, state: State) -> None:
-        self._path = journal.with_name(journal.name + ".new")
+        self._path = journal.with_name(_NEW_NAME)
         self._snapshot = state.snapshot()
         # Bounded: one for each `_AT_ONCE` of the snapshot.
         self._since: list[bytes] = []
@@ -189,7 +192,9 @@ class _Anew:
         """Put it in the place of `journal`."""
         if sync:
             os.fsync(self.descriptor)
-        self._path.replace(journal)
+        # File systems write a file that takes another's place to the disk at once, for up to 0.3 s; so none does.
+        journal.unlink()
+        self._path.rename(journal)
         if sync:
             sync_directory(journal.parent)
 

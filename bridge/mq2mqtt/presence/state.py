@@ -45,7 +45,8 @@ class Connection:
 class Announced:
     """A connection whose `connect` is in a rule's lane and whose `tcpclean` is not.
 
-    `ended_ms` is when it ended, if it has. `stale`: its `connect` went to a target that the rule no longer has.
+    `ended_ms` is when it ended, if the broker told of that; what ended with the broker has none. `stale`: its
+    `connect` went to a target that the rule no longer has.
     """
 
     connection: Connection
@@ -60,6 +61,7 @@ class Head:
     seq: int
     epoch: int
     source: int
+    began_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +174,15 @@ class RuleState:
 class State:
     """Who is connected (`connections`, by client id), what was told (`rules`, by id), and the numbers given out.
 
-    `seq` is the last number given out, `epoch` the one at which the broker's present life began; `source` is up to
-    where the host's events are in here. `said` are the clients that are connected and have said DISCONNECT.
+    `seq` is the last number given out, `epoch` the one at which the broker's present life began, and `began_ms` the
+    time; `source` is up to where the host's events are in here. `said` are the clients that are connected and have
+    said DISCONNECT.
     """
 
     def __init__(self, *, seq: int) -> None:
         self.seq = self.epoch = seq
         self.source = -1
+        self.began_ms = seq // 1000
         self.connections: dict[str, Connection] = {}
         self.said: set[str] = set()
         self.rules: dict[str, RuleState] = {}
@@ -212,8 +216,9 @@ class State:
                 self._follow(rule_id, group, target)
             case Forgotten(rule_id):
                 self.rules.pop(rule_id, None)
-            case Head(seq, epoch, source_):
-                self.seq, self.epoch, self.source = seq, epoch, source_
+            case Head():
+                self.seq, self.epoch = record.seq, record.epoch
+                self.source, self.began_ms = record.source, record.began_ms
             case Kept(rule_id, announced):
                 self.rules[rule_id].announced[announced.connection.client_id] = announced
             case Noted(told, before):
@@ -225,11 +230,11 @@ class State:
             self.source = max(self.source, source)
 
     def _begin(self, seq: int, time_ms: int) -> None:
-        for connection in self.connections.values():
-            self._end(connection, time_ms)
+        # What was announced is not gone through here: there may be 100 000 of it, and `began_ms` says when it ended.
         self.connections.clear()
         self.said.clear()
         self.seq = self.epoch = seq
+        self.began_ms = time_ms
 
     def _end(self, connection: Connection, time_ms: int) -> None:
         for rule in self.rules.values():
@@ -273,7 +278,7 @@ class State:
 
     def snapshot(self) -> Iterator[Record]:
         """Return records that make this state, as it is now, of an empty one; the state may go on meanwhile."""
-        head = Head(self.seq, self.epoch, self.source)
+        head = Head(self.seq, self.epoch, self.source, self.began_ms)
         connections, said = list(self.connections.values()), list(self.said)
         rules = [(rule_id, replace(rule), list(rule.announced.values())) for rule_id, rule in self.rules.items()]
 

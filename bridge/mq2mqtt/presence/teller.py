@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -46,8 +47,8 @@ class Teller:
         self._syncing = Syncing(lane.durable)
         self._refuses = False
         self._later: asyncio.Handle | None = None
-        # Bounded by the number of clients.
-        self.owed: dict[str, None] = {}
+        # Bounded by the number of clients. A plain dict looks for its first key behind all that were taken out.
+        self.owed: OrderedDict[str, None] = OrderedDict()
         lane.on_space = self.try_again
 
     @property
@@ -85,7 +86,7 @@ class Teller:
         """Tell what differs for one client: that its old connection is gone, and then that it has a new one."""
         entry, now = self._rule.announced.get(client_id), self._state.connections.get(client_id)
         if entry is not None and _is_over(entry, now):
-            ended_ms = entry.ended_ms if entry.ended_ms is not None else time.time_ns() // 1_000_000
+            ended_ms = self._state.began_ms if entry.ended_ms is None else entry.ended_ms
             self._tell(ClientEventType.TCPCLEAN, entry.connection, ended_ms)
             entry = None
         if now is not None and (entry is None or entry.stale):
@@ -143,7 +144,7 @@ class Teller:
             for client_id in clients_of_group
             if (entry := rule.announced.get(client_id)) is None or entry.stale
         ]
-        self.owed = dict.fromkeys([*gone, *news])
+        self.owed = OrderedDict.fromkeys([*gone, *news])
 
     def try_again(self) -> None:
         """Tell what is owed, some at once and then more by and by; nothing while the lane takes nothing."""
