@@ -14,7 +14,7 @@ from mq2mqtt.receipts_worker import ReceiptsWorker
 from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleDiff, RuleSet, StatusRule
 from mq2mqtt.spool.files import map_errors
 from mq2mqtt.spool.info import read_info
-from mq2mqtt.status_worker import StatusWorker
+from mq2mqtt.status_worker import UNSEEN, StatusWorker
 from mq2mqtt.telemetry import Direction, RuleState, RuleTelemetry, Telemetry, Trouble
 from mq2mqtt.workers import InboundWorker, LaneWorker, OutboundWorker, Worker, Workplace
 
@@ -238,7 +238,7 @@ class RunningRules:
         if problem is None and place.subscriber is not None:
             problem = place.subscriber.problem_of(worker.telemetry.rule_id)
         if problem is None and isinstance(worker, StatusWorker) and not place.host.sees_clients:
-            problem = "a plain MQTT client cannot see who is connected: see docs/mqtt.md; set `enabled: false`"
+            problem = UNSEEN
         worker.telemetry.rule_has(Trouble.HOST, problem)
 
     async def check_groups(self) -> None:

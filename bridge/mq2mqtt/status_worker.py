@@ -1,10 +1,15 @@
 """A status rule at work: client events into its lane, which this process writes on every host."""
 
+from typing import Final
+
 from mq2mqtt.rules import Rule, StatusRule
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.workers import LaneWorker
 
-__all__ = ["StatusWorker"]
+__all__ = ["UNSEEN", "StatusWorker"]
+
+UNSEEN: Final = "a plain MQTT client cannot see who is connected: see docs/mqtt.md; set `enabled: false`"
+"""Why a status rule is down on a host that does not see its clients."""
 
 
 class StatusWorker(LaneWorker):

@@ -8,9 +8,10 @@ import typer
 
 from mq2mqtt.rules import OutboundRule, StatusRule
 from mq2mqtt.settings import Settings
+from mq2mqtt.status_worker import UNSEEN
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError
 from mq2mqtt_mqtt.feed import subscribe
-from mq2mqtt_mqtt.host import STATUS_PROBLEM, login_of
+from mq2mqtt_mqtt.host import login_of
 
 __all__ = ["check_broker"]
 
@@ -52,7 +53,7 @@ async def _findings(settings: Settings) -> AsyncIterator[_Finding]:
             )
         for rule in settings.rules:
             if isinstance(rule, StatusRule) and rule.enabled:
-                yield _PROBLEMS, f"rule {rule.id}: {STATUS_PROBLEM}"
+                yield _PROBLEMS, f"rule {rule.id}: {UNSEEN}"
             elif isinstance(rule, OutboundRule) and rule.enabled:
                 yield await _try_subscription(client, rule)
         yield _OK, "a broker tells nobody how many messages it keeps for the sidecar: see docs/mqtt.md"

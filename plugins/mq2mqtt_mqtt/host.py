@@ -10,7 +10,7 @@ from loguru import logger
 
 from mq2mqtt.host import DropReason, Intake, Missed, Settled
 from mq2mqtt.message import MqttMessage
-from mq2mqtt.rules import InboundRule, OutboundRule, RuleSet, StatusRule
+from mq2mqtt.rules import InboundRule, OutboundRule, RuleSet
 from mq2mqtt.settings import Settings
 from mq2mqtt.topics import p2p_topic, parent_of
 from mq2mqtt_mosquitto.client import SESSION_FOREVER, Incoming, Login, MqttClient, MqttError
@@ -22,13 +22,10 @@ from mq2mqtt_mqtt.sessions import Sessions
 if TYPE_CHECKING:
     from mq2mqtt.telemetry import Telemetry
 
-__all__ = ["STATUS_PROBLEM", "ClientHost", "login_of"]
+__all__ = ["ClientHost", "login_of"]
 
 SESSIONS_FILE: Final = ".mqtt-sessions.json"
 _RETRY_SECONDS = 5.0
-STATUS_PROBLEM: Final = (
-    "a broker without the hook tells nobody who comes and goes: set `enabled: false`, or use host.type: mosquitto"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +83,9 @@ class ClientHost:
     def problem_of(self, rule_id: str) -> str | None:
         """See `mq2mqtt.host.Subscriber.problem_of`."""
         rule = self._rules.get(rule_id)
-        if isinstance(rule, StatusRule):
-            return STATUS_PROBLEM
         if isinstance(rule, InboundRule):
             return self._connection(rule.target).problem
-        if rule is None or not rule.enabled:
+        if not isinstance(rule, OutboundRule) or not rule.enabled:
             return None
         export = self._exports.get(rule.source)
         return "not connected yet" if export is None else export.connection.problem or export.feed.problem

@@ -111,6 +111,19 @@ def test_p2p_is_kept_for_nobody(world: World) -> None:
         assert [message.payload for message in device.received] == [b"now"]
 
 
+def test_a_status_rule_is_down_with_one_reason(world: World) -> None:
+    rules = world.bridge.config["rules"]
+    rules.append({"id": "presence", "type": "status", "source": "GID_dev", "target": world.out})
+    try:
+        world.bridge.reload()
+        reason = "a plain MQTT client cannot see who is connected: see docs/mqtt.md; set `enabled: false`"
+        wait_for(lambda: world.bridge.readiness()["presence"]["reason"] == reason, what=world.bridge.readiness)
+        assert {rule["state"] for rule in world.bridge.readiness().values()} == {"up", "down"}
+    finally:
+        rules.pop()
+        world.bridge.reload()
+
+
 def test_nothing_goes_round(world: World) -> None:
     with world.peer.collect(world.out) as messages, world.device("reader") as device:
         device.subscribe("sensors/#", qos=1)

@@ -49,7 +49,7 @@ async def test_what_the_broker_says(
         printed = capsys.readouterr().out.splitlines()
         assert [line for line in lines if line.replace("URL", broker.url) not in printed] == []
         assert await check_broker(settings(broker.url, STATUS)) == 1
-        assert "PROBLEM  rule presence: a broker without the hook tells nobody" in capsys.readouterr().out
+        assert "PROBLEM  rule presence: a plain MQTT client cannot see who is connected" in capsys.readouterr().out
     finally:
         broker.kill()
 

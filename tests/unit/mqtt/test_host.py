@@ -12,7 +12,7 @@ from loguru import logger
 
 from mq2mqtt.host import Delivery
 from mq2mqtt.message import MqttMessage, MqttProperties
-from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleSet, StatusRule
+from mq2mqtt.rules import InboundRule, OutboundRule, Rule, RuleSet
 from mq2mqtt.settings import Settings
 from mq2mqtt.telemetry import Direction, RuleTelemetry, Telemetry
 from mq2mqtt_mosquitto.client import Login, MqttClient
@@ -365,12 +365,6 @@ async def test_what_a_limit_forbids_is_dropped_and_counted(broker: PlainMosquitt
         await writer.publish("lane-a/x", b"ok", qos=1)
         await until(lambda: here.payloads("lane-a") == [b"ok"])
         assert rule.drops["too_large"] == 1
-
-
-async def test_a_status_rule_is_refused_in_one_line(broker: PlainMosquitto, tmp_path: Path) -> None:
-    async with world(broker, tmp_path) as here:
-        here.host.go_by(RuleSet([StatusRule(id="status", type="status", source="GID_dev", target="mq")]))
-        assert "nobody who comes and goes" in (here.host.problem_of("status") or "")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"mq2mqtt-sidecar-lane-a": 7}'])
