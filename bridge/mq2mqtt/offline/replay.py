@@ -57,7 +57,7 @@ class Replay:
     """Hands kept messages over to clients that are connected.
 
     A message leaves the store when its client has acknowledged it. On a host that does not see that, it leaves when
-    the connection that it was handed to is still the same `CONFIRM_SECONDS` later.
+    the connection that it was handed to is still the same `CONFIRM_SECONDS` later, and the broker is there to tell.
     """
 
     def __init__(self, shelf: Shelf, host: MqttHost) -> None:
@@ -72,6 +72,7 @@ class Replay:
         self._unconfirmed: deque[tuple[float, _Flight]] = deque()  # bounded, see above
         self._unconfirmed_of: dict[str, dict[int, _Flight]] = {}
         self._confirming: asyncio.TimerHandle | None = None
+        self._confirm_from = 0.0
         self._wake = asyncio.Event()
         self._landed_one = asyncio.Event()
         self._finishing = False
@@ -227,8 +228,14 @@ class Replay:
     def _confirm(self) -> None:
         loop = asyncio.get_running_loop()
         self._confirming = None
+        if self._unconfirmed and self._host.problem is not None:
+            # Which connections have ended is told when the broker is there again.
+            self._confirm_from = loop.time() + CONFIRM_SECONDS
+            self._confirming = loop.call_later(CONFIRM_SECONDS / 5, self._confirm)
+            return
         while self._unconfirmed:
             at, flight = self._unconfirmed[0]
+            at = max(at, self._confirm_from)
             if not flight.landed and at > loop.time():
                 self._confirming = loop.call_at(at, self._confirm)
                 return

@@ -423,6 +423,33 @@ class TestUnseenAcknowledgements:
             assert [outcome for outcome, _, _, _ in world.receipts] == ["queued", "delivered"]
             assert world.count("delivered") == 1
 
+    @pytest.mark.usefixtures("short_confirmation")
+    async def test_a_broker_that_is_away_confirms_nothing(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            world.host.go_away("killed")
+            await asyncio.sleep(0.5)
+            assert world.kept == [b"x"]
+            world.host.come_back()
+            world.host.disconnect("a")
+            client = world.connect("a")
+            await until(lambda: world.kept == [])
+            assert payloads(client) == [b"x"]
+
+    @pytest.mark.usefixtures("short_confirmation")
+    async def test_a_connection_that_outlives_a_problem_is_confirmed_after_it(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            client = world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            world.host.go_away("does not answer")
+            await asyncio.sleep(0.5)
+            world.host.come_back()
+            await until(lambda: world.kept == [])
+            assert payloads(client) == [b"x"]
+
     @pytest.mark.usefixtures("short_confirmation", "short_pace")
     async def test_batches_wait_for_their_confirmation(self) -> None:
         async with World(sees_acknowledgements=False) as world:
