@@ -8,7 +8,7 @@ a `.parked` of it again, with the new reason: a bridge that is killed meanwhile 
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote
@@ -25,6 +25,7 @@ from mq2mqtt.spool.recovery import PARKED_NAME
 
 __all__ = [
     "MAX_PARKED",
+    "MAX_REPLAYS",
     "ParkedMessage",
     "ParkedStore",
     "ask_replay",
@@ -37,6 +38,9 @@ __all__ = [
 
 MAX_PARKED: Final = 10_000
 """Messages that one rule may park."""
+
+MAX_REPLAYS: Final = 1000
+"""Messages that are replayed in one go: naming them all would keep the loop from devices."""
 
 _QUOTA_SHARE = 8
 _SUFFIX = ".parked"
@@ -94,6 +98,8 @@ class ParkedStore:
         self._changed_ns = -1
         self._sizes: dict[str, int] = {}
         self._replay_sizes: dict[str, int] = {}
+        self._counted_ns = -1
+        self._count = 0
         self._look()
 
     @property
@@ -103,11 +109,17 @@ class ParkedStore:
         Raises:
             LaneError: the directory cannot be read.
         """
-        # Two changes within one tick of the file system's clock look like one.
-        if time.time_ns() - self._changed_ns < _TICK_NS:
-            self._changed_ns = -1
-        self._look()
-        return len(self._sizes) + len(self._replay_sizes)
+        with map_errors(self._directory, "read"):
+            try:
+                changed_ns = self._directory.stat().st_mtime_ns
+                # Two changes within one tick of the file system's clock look like one.
+                if changed_ns != self._counted_ns or time.time_ns() - changed_ns < _TICK_NS:
+                    names = os.listdir(self._directory)  # noqa: PTH208 - half the time
+                    self._count = sum(name.endswith((_SUFFIX, _REPLAY_SUFFIX)) for name in names)
+                    self._counted_ns = changed_ns
+            except FileNotFoundError:
+                return 0
+        return self._count
 
     def append(self, frame: Frame, *, key: str, reason: str) -> int:
         """Park `frame`. The same `key` again (after a crash before the cursor moved) replaces the record.
@@ -151,18 +163,18 @@ class ParkedStore:
         return dropped
 
     def replays(self) -> list[str]:
-        """Return the keys of the messages that are to be replayed, in order.
+        """Return the keys of the messages that are to be replayed, in order: the first `MAX_REPLAYS` of them.
 
         Raises:
             LaneError: the directory cannot be read.
         """
         with map_errors(self._directory, "read"):
             try:
-                with os.scandir(self._directory) as found:
-                    names = [entry.name for entry in found]
+                names = os.listdir(self._directory)  # noqa: PTH208 - half the time
             except FileNotFoundError:
                 return []
-        return sorted(_key(name) for name in names if name.endswith(_REPLAY_SUFFIX))
+        found = sorted(name for name in names if name.endswith(_REPLAY_SUFFIX))
+        return sorted(map(_key, found[:MAX_REPLAYS]))
 
     def read_replay(self, key: str) -> ParkedMessage | None:
         """Read a message that is to be replayed; `None` if it is not any more.
@@ -187,12 +199,15 @@ class ParkedStore:
         Raises:
             LaneError: it cannot be deleted.
         """
-        self._look()
         path = self._directory / _replay_name(key)
         with map_errors(path, "delete"):
+            if not self._directory.is_dir():
+                return
+            is_known = self._directory.stat().st_mtime_ns == self._changed_ns
             path.unlink(missing_ok=True)
             self._replay_sizes.pop(path.name, None)
-            if self._directory.is_dir():
+            if is_known:
+                # Looking at thousands of files again for each of them would take the loop.
                 self._changed_ns = self._directory.stat().st_mtime_ns
 
     def _write(self, key: str, record: bytes) -> None:
@@ -220,17 +235,28 @@ class ParkedStore:
             try:
                 changed_ns = self._directory.stat().st_mtime_ns
                 if changed_ns != self._changed_ns:
-                    self._sizes, self._replay_sizes = self._found(_SUFFIX), self._found(_REPLAY_SUFFIX)
+                    names = set(os.listdir(self._directory))  # noqa: PTH208 - half the time
+                    known = self._sizes | self._replay_sizes
+                    self._sizes = self._sized(names, _SUFFIX, known)
+                    self._replay_sizes = self._sized(names, _REPLAY_SUFFIX, known)
                     self._changed_ns = changed_ns
             except FileNotFoundError:
                 self._sizes, self._replay_sizes = {}, {}
 
-    def _found(self, suffix: str) -> dict[str, int]:
-        """Return name and size of each file that is there, oldest first."""
-        with os.scandir(self._directory) as found:
-            records = [(entry.stat(), entry.name) for entry in found if entry.name.endswith(suffix)]
-        records.sort(key=lambda record: record[0].st_mtime_ns)
-        return {name: stat.st_size for stat, name in records}
+    def _sized(self, names: set[str], suffix: str, known: Mapping[str, int]) -> dict[str, int]:
+        """Return name and size of each file, oldest first. Of thousands, only news are worth a look."""
+        sizes = {name: size for name, size in known.items() if name in names and name.endswith(suffix)}
+        news: list[tuple[int, str, int]] = []
+        for name in names:
+            if name.endswith(suffix) and name not in sizes:
+                before = known.get(name.removesuffix(_REPLAY_SUFFIX) + _SUFFIX)
+                if before is not None:
+                    news.append((0, name, before))
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    stat = (self._directory / name).stat()
+                    news.append((stat.st_mtime_ns, name, stat.st_size))
+        return sizes | {name: size for _, name, size in sorted(news)}
 
 
 def _name(key: str) -> str:
