@@ -347,7 +347,7 @@ def test_inbound_mqtt5_properties() -> None:
 def test_the_smaller_of_both_lifetimes_counts(
     properties: dict[str, str], lifetime: int | None, invalid: tuple[str, ...]
 ) -> None:
-    inbound = receive(**properties)
+    inbound = receive(limits=NO_LIMITS, **properties)
     assert (inbound.lifetime, inbound.invalid) == (lifetime, invalid)
 
 
