@@ -1,5 +1,6 @@
 """Status rules in a whole bridge: who comes and goes is told to RocketMQ, through the rule's lane."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -112,6 +113,28 @@ async def test_a_start_tells_that_who_was_connected_is_gone(tmp_path: Path, clus
         assert brief(cluster) == ["connect a", "connect b", "tcpclean b", "tcpclean a"]
         assert last["epoch"] > told(cluster)[0]["seq"]
         assert last["seq"] > last["epoch"]
+
+
+async def test_a_stop_still_sends_whose_connection_it_has_ended(tmp_path: Path, cluster: MemoryCluster) -> None:
+    async with World(tmp_path, STATUS, cluster=cluster) as world:
+        await until(lambda: world.state("presence") == "up")
+        world.host.connect(A)
+        await world.bridge.stop_receiving()
+        world.host.disconnect(A)
+        await world.bridge.stop()
+        assert brief(cluster) == ["connect a", "tcpclean a"]
+
+
+async def test_a_stop_waits_for_no_rocketmq_that_is_away(tmp_path: Path, cluster: MemoryCluster) -> None:
+    async with World(tmp_path, STATUS, cluster=cluster) as world:
+        cluster.fail_with("mq_status", NotConnectedError("away"))
+        world.host.connect(A)
+        await until(lambda: "away" in str(world.bridge.telemetry.rules["presence"].reason))
+        async with asyncio.timeout(2):
+            await world.bridge.stop()
+    async with World(tmp_path, STATUS, cluster=cluster):
+        cluster.fail_with("mq_status", None)
+        await until(lambda: brief(cluster) == ["connect a", "tcpclean a"])
 
 
 async def test_listeners_are_told_of_who_is_lost_at_a_start(tmp_path: Path) -> None:
