@@ -291,6 +291,18 @@ async def test_paths_and_methods_that_do_nothing(world: World) -> None:
     assert answer.headers["allow"] == "GET, HEAD"
 
 
+async def test_what_is_no_http_is_400_and_leaves_no_traceback_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for request in (
+        b"garbage\r\n\r\n",
+        b"GET /api/v1/sessions/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ):
+        assert (await ask_raw(world, request)).status == 400
+    assert [record.name for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 # -- who may ask --
 
 

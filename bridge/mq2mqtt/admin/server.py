@@ -1,8 +1,11 @@
 """The admin port: `/metrics`, `/healthz` and `/readyz` for everybody who reaches it, `/api` for this machine."""
 
+import logging
 from collections.abc import Sequence
+from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.aiohttp import make_aiohttp_handler
 
@@ -11,6 +14,15 @@ from mq2mqtt.errors import ConfigError
 from mq2mqtt.telemetry import Telemetry
 
 __all__ = ["AdminServer"]
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Leave out what is no HTTP: its sender is told so with 400, and must not fill the log with tracebacks."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+_LOGGER: Final = logging.getLogger(__name__)
+_LOGGER.addFilter(_is_ours)
 
 
 class AdminServer:
@@ -35,7 +47,7 @@ class AdminServer:
         guarded = web.Application(middlewares=[guard])
         guarded.add_routes(api)
         app.add_subapp("/api", guarded)
-        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None, logger=_LOGGER, shutdown_timeout=1.0)
 
     @property
     def url(self) -> str:
