@@ -18,6 +18,7 @@ class MemoryStore:
         self.problem: str | None = None
         self.held = False
         self.refuses = False
+        self.room = 1000
         self.reads_wait: asyncio.Event | None = None
         self.unstorable = b"unstorable"
         self._waiting: list[tuple[Callable[[], None], asyncio.Future[None]]] = []
@@ -43,7 +44,7 @@ class MemoryStore:
         failure: StoreError | None = None
         if message.payload == self.unstorable:
             failure = UnstorableError("no")
-        elif self.refuses:
+        elif self.refuses or len(self._waiting) >= self.room:
             failure = StoreError("too much waits")
         if failure is not None:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

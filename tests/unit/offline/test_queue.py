@@ -233,6 +233,21 @@ async def test_a_store_that_is_away_delays_and_loses_nothing() -> None:
         assert outcome == QUEUED
 
 
+async def test_what_the_store_refuses_for_a_while_keeps_its_order() -> None:
+    async with World(sees_acknowledgements=False) as world:
+        client = world.connect("a")
+        world.store.room, world.store.held = 2, True
+        outcomes = [world.hand("a", payload) for payload in NUMBERED[:5]]
+        await settle()
+        world.store.held = False
+        world.store.commit()
+        await settle()
+        # Its turn has come, but not before theirs.
+        outcomes.append(world.hand("a", NUMBERED[5]))
+        await until(lambda: all(outcomes))
+        assert payloads(client) == NUMBERED[:6]
+
+
 async def test_what_the_database_can_never_hold_is_dropped() -> None:
     async with World() as world:
         outcome = world.hand("a", world.store.unstorable)
