@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from mq2mqtt.host import Delivery, MqttHost
+from mq2mqtt.host import Delivery, MqttHost, Outcome, Settled
 from mq2mqtt.host.memory import MemoryClient, MemoryHost
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.rules import RuleSet
@@ -228,6 +228,11 @@ class Result:
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
         self.handed = 0
+        self.missed: list[tuple[str, int]] = []
+
+    def miss(self, client_id: str, qos: int, settled: Settled) -> None:
+        self.missed.append((client_id, qos))
+        settled(Delivery(Outcome.QUEUED))
 
     def hand(self) -> None:
         self.handed += 1
@@ -291,6 +296,28 @@ async def test_who_is_away_counts_only_with_a_persistent_subscription(fixture: F
     device = await fixture.connect("online")
     await device.subscribe("t/kept", 1)
     assert await publish(fixture, "t/kept").value() == ("delivered", None, 1)
+
+
+async def test_what_persistent_sessions_miss_is_to_be_kept(fixture: Fixture) -> None:
+    if not fixture.sees_receivers:
+        pytest.skip("the broker keeps it itself")
+    for name, clean, qos in (("clean", True, 1), ("qos0", False, 0), ("kept", False, 2)):
+        device = await fixture.connect(name, clean=clean)
+        await device.subscribe("t/#", qos)
+        await device.leave()
+    for qos, missed in ((0, []), (1, [("kept", 1)]), (2, [("kept", 2)])):
+        result = Result()
+        fixture.host.publish(
+            MqttMessage("t/1", b"x", qos), result.deliveries.append, handed=result.hand, missed=result.miss
+        )
+        assert await result.value() == ("queued" if missed else "no_subscriber", None, 0)
+        assert result.missed == missed
+    online = await fixture.connect("online")
+    await online.subscribe("t/1", 1)
+    result = Result()
+    fixture.host.publish(MqttMessage("t/1", b"x"), result.deliveries.append, handed=result.hand, missed=result.miss)
+    assert await result.value() == ("delivered", None, 1)
+    assert result.missed == [("kept", 1)]
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
