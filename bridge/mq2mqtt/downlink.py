@@ -62,6 +62,9 @@ class Keeper(Protocol):
     ) -> None:
         """Keep for a client's persistent session what it missed."""
 
+    async def available(self) -> None:
+        """Return when it can keep messages; what is given to it meanwhile waits in memory."""
+
 
 class Downlink:
     """Carries one inbound rule's RocketMQ topic to the host."""
@@ -123,6 +126,7 @@ class Downlink:
             # A batch is written in one go; other connections get their turn before the next.
             await asyncio.sleep(0)
             await self._host.available()
+            await self._queue.available()
 
     def _take_again(self, source: Source, message: ReceivedMessage) -> None:
         self._telemetry.outcomes["received"] += 1

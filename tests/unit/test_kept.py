@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.errors import ConfigError
+from mq2mqtt.errors import ConfigError, StoreError
 from mq2mqtt.host.memory import MemoryClient
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.offline import replay
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
+from mq2mqtt.store import StoredMessage
 from tests.unit.bridge_world import IN, OUT, World, until
 
 RECEIPTS = {**IN, "receipts": "mq_receipts"}
@@ -257,6 +258,29 @@ async def test_on_a_host_without_acknowledgements_a_kept_message_survives_the_en
         client = world.host.connect("c1")
         await until(lambda: kept(world) == 0)
         assert payloads(client) == [b"x"]
+
+
+async def test_a_store_that_takes_nothing_holds_up_what_comes_from_rocketmq(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_with(tmp_path, IN) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        assert world.bridge.store is not None
+
+        def refuse(_message: StoredMessage) -> asyncio.Future[None]:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.set_exception(StoreError("too much waits"))
+            return future
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.bridge.store.offline, "add", refuse)
+            await world.send(b"0", mqttSecondTopic="/p2p/c1", **KEPT)
+            await until(lambda: world.count("commands-in", "received") == 1)
+            for number in range(1, 100):
+                await world.send(b"%d" % number, mqttSecondTopic="/p2p/c1", **KEPT)
+            await asyncio.sleep(0.3)
+            assert world.count("commands-in", "received") < 100
+        await until(lambda: world.count("commands-in", "queued") == 100)
 
 
 async def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class OfflineQueue:
         self._shelf.on_kept = self._kept_one
         self._store: Store | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.available = self._shelf.available
         self.came = self._replay.came
         """To be called with client id and channel id of each connection, and whether it is one with a clean session."""
         self.gone = self._replay.gone

@@ -49,9 +49,11 @@ class Shelf:
         self._receipts = receipts
         self.last_id = -1
         """Of the message that was put last."""
-        # Bounded by what is unsettled: the windows of inbound rules, and what the relay reads ahead.
+        # Bounded by whoever waits for `available`, and by what the relay reads ahead.
         self._refused: deque[tuple[StoredMessage, Kept]] = deque()  # bounded, see above
         self._retry: asyncio.TimerHandle | None = None
+        self._takes = asyncio.Event()
+        self._takes.set()
         self._closed = False
         self.on_kept: Callable[[str], None] = _nobody
         """Called with the client id when one more message is kept and counted."""
@@ -112,6 +114,10 @@ class Shelf:
         if self._refused or not self._write(stored, kept):
             self._write_later(stored, kept)
 
+    async def available(self) -> None:
+        """Return when the store takes messages: one from RocketMQ may be kept for many thousands of sessions."""
+        await self._takes.wait()
+
     def _write(self, message: StoredMessage, kept: Kept) -> bool:
         """Have the store keep it; return false where that takes nothing now."""
         future = self.store.add(message)
@@ -139,6 +145,7 @@ class Shelf:
 
     def _write_later(self, message: StoredMessage, kept: Kept) -> None:
         self._refused.append((message, kept))
+        self._takes.clear()
         self._try_again_in(_RETRY_SECONDS)
 
     def _try_again_in(self, seconds: float) -> None:
@@ -149,6 +156,7 @@ class Shelf:
         self._retry = None
         for _ in range(_AT_ONCE):
             if not self._refused:
+                self._takes.set()
                 return
             if not self._write(*self._refused[0]):
                 self._try_again_in(_RETRY_SECONDS)
