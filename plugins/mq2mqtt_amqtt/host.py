@@ -1,7 +1,8 @@
 """`MqttHost` over an amqtt broker in this process.
 
 The private side of amqtt is used here and in the modules that this one puts together: `subscriptions` (its table),
-`lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its adapters) and `announce`.
+`sessions`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its adapters) and
+`announce`.
 """
 
 import asyncio

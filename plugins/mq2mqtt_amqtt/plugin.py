@@ -13,7 +13,7 @@ from amqtt.plugins.base import BasePlugin
 from loguru import logger
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.errors import BridgeError
+from mq2mqtt.errors import BridgeError, StoreError
 from mq2mqtt.log import calm_default_sink
 from mq2mqtt.reload import ConfigFile
 from mq2mqtt.settings import Settings
@@ -23,7 +23,7 @@ from mq2mqtt_amqtt.patch import replace
 __all__ = ["BridgePlugin"]
 
 _AMQTT_COMMAND = "amqtt.scripts.broker_script"
-_WRONG_CONFIG = 2  # exit code
+_STORE_AWAY, _WRONG_CONFIG = 1, 2  # exit codes
 
 
 class BridgePlugin(BasePlugin[BrokerContext]):
@@ -99,8 +99,11 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         self._report(self.failure)
         if _AMQTT_COMMAND in sys.modules:
             # The `amqtt` command keeps running, without listeners, when its broker does not start.
-            asyncio.get_running_loop().call_soon(sys.exit, _WRONG_CONFIG)
-        raise BrokerError(f"the bridge did not start: {self.failure}") from self.failure
+            code = _STORE_AWAY if isinstance(self.failure, StoreError) else _WRONG_CONFIG
+            asyncio.get_running_loop().call_soon(sys.exit, code)
+        # amqtt logs it with a traceback, which for an operator's mistake is long enough without where it was found.
+        cause = None if isinstance(self.failure, BridgeError) else self.failure
+        raise BrokerError(f"the bridge did not start: {self.failure}") from cause
 
     async def on_broker_pre_shutdown(self) -> None:
         """Stop receiving while clients can still acknowledge, end all connections, then stop the rest."""
