@@ -3,7 +3,6 @@
 import json
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 OUT, IN = "sensors-out", "commands-in"
 
@@ -77,7 +76,7 @@ async def test_what_rocketmq_refused_is_sent_once_when_it_takes_it(
     server = await start_rocketmq(broker_conf={"maxMessageSize": "4096"})
     bridge = new_bridge(tmp_path / "bridge", namesrv=server.namesrv, rules=[outbound("out")])
     started.append(bridge)
-    bodies = {name: name * 5000 for name in (b"1", b"2", b"3", b"4")}
+    bodies = {name: name * 5000 for name in (b"1", b"2", b"3")}
     await server.create_topic("out")
     with RocketPeer(server.namesrv) as peer, peer.collect("out") as messages:
         bridge.start()
@@ -86,14 +85,14 @@ async def test_what_rocketmq_refused_is_sent_once_when_it_takes_it(
             await device.publish("sensors/t", body, qos=1)
         await device.publish("sensors/t", b"small", qos=1)
         await device.drop()
-        await until(lambda: len(keys(bridge, OUT)) == 4 and [m.body for m in messages] == [b"small"])
-        first, second, third, fourth = keys(bridge, OUT)
+        await until(lambda: len(keys(bridge, OUT)) == 3 and [m.body for m in messages] == [b"small"])
+        first, second, third = keys(bridge, OUT)
 
         # Nothing is mended yet: parked again, for the same reason.
         parked = bridge.metric("mq2mqtt_messages_total", rule=OUT, outcome="parked")
         replay(bridge, OUT, first)
         await until(lambda: bridge.metric("mq2mqtt_messages_total", rule=OUT, outcome="parked") == parked + 1)
-        assert len(keys(bridge, OUT)) == 4
+        assert len(keys(bridge, OUT)) == 3
         assert sums_hold(bridge)
 
         peer.configure_broker("maxMessageSize=65536", broker_address=server.broker_address)
@@ -103,18 +102,13 @@ async def test_what_rocketmq_refused_is_sent_once_when_it_takes_it(
         assert messages[-1].properties["clientId"] == "dev"
         status, content = api(bridge, f"parked/{OUT}/{second}/replay", method="POST")
         assert (status, content["state"]) == (202, "replay")
-        await until(lambda: keys(bridge, OUT) == [third, fourth])
+        await until(lambda: keys(bridge, OUT) == [third])
         assert sums_hold(bridge)
-
-        bridge.kill()
-        replay(bridge, OUT, third)
-        bridge.start()
-        await until(lambda: keys(bridge, OUT) == [fourth])
-        assert api(bridge, f"parked/{OUT}/{fourth}", method="DELETE")[0] == 200
+        assert api(bridge, f"parked/{OUT}/{third}", method="DELETE")[0] == 200
         assert api(bridge, "parked") == (200, {"parked": []})
         assert bridge.metric("mq2mqtt_parked_messages", rule=OUT) == 0
-        await until(lambda: len(messages) >= 4)
-        assert Counter(m.body for m in messages) == {b"small": 1} | {bodies[name]: 1 for name in (b"1", b"2", b"3")}
+        await until(lambda: len(messages) >= 3)
+        assert [message.body for message in messages] == [b"small", bodies[b"1"], bodies[b"2"]]
     assert bridge.stop() == 0
 
 

@@ -16,7 +16,7 @@ from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 NAME = "GID_dev@@@ä %1"
 
