@@ -40,26 +40,31 @@ def pauses(notes: Path) -> list[Pause]:
     return [Pause(*map(float, line.split())) for line in lines if line.endswith("\n")]
 
 
-def passed_over() -> float:
-    """Return for how many seconds the threads of this process have waited for a core.
+def core_waits() -> dict[str, float]:
+    """Return for how many seconds each thread of this process has waited for a core, by its id.
 
     A thread that waits for one may hold the interpreter's lock, and keep the loop from it.
     """
-    seconds = 0.0
+    waits: dict[str, float] = {}
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # it has just ended
-            seconds += int((thread / "schedstat").read_text().split()[1]) / 1e9
-    return seconds
+            waits[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return waits
+
+
+def waited_since(before: dict[str, float]) -> float:
+    """Return for how many seconds threads have waited for a core since `core_waits` returned `before`."""
+    return sum(seconds - before.get(thread, 0.0) for thread, seconds in core_waits().items())
 
 
 async def _watch(notes: Path) -> None:
     with notes.open("a", buffering=1) as file:
         while True:
-            before, due = passed_over(), time.monotonic() + _PERIOD_SECONDS
+            before, due = core_waits(), time.monotonic() + _PERIOD_SECONDS
             await asyncio.sleep(_PERIOD_SECONDS)
             late = time.monotonic() - due
             if late > _NOTED_SECONDS:
-                file.write(f"{time.time():.3f} {late:.4f} {max(0.0, late - (passed_over() - before)):.4f}\n")
+                file.write(f"{time.time():.3f} {late:.4f} {max(0.0, late - waited_since(before)):.4f}\n")
 
 
 async def _beside(work: Coroutine[Any, Any, int], notes: Path) -> int:
