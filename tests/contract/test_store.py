@@ -109,7 +109,7 @@ async def test_messages_come_back_as_they_were(open_store: OpenStore) -> None:
     await add(first, kept)
     await first.close()
 
-    assert await (await open_store()).offline.oldest_overall(10) == kept
+    assert await (await open_store()).offline.oldest_overall(limit=10) == kept
 
 
 async def test_a_client_has_its_own_oldest_first_after_a_given_one(store: Store) -> None:
@@ -119,7 +119,8 @@ async def test_a_client_has_its_own_oldest_first_after_a_given_one(store: Store)
     assert ids(await store.offline.oldest("c1", after=3, limit=9)) == [5, 7]
     assert await store.offline.oldest("c1", after=7, limit=9) == []
     assert await store.offline.oldest("nobody", limit=9) == []
-    assert ids(await store.offline.oldest_overall(4)) == [1, 3, 5, 6]
+    assert ids(await store.offline.oldest_overall(limit=4)) == [1, 3, 5, 6]
+    assert ids(await store.offline.oldest_overall(after=3, limit=2)) == [5, 6]
     assert await store.offline.last_id() == 8
 
 
@@ -155,11 +156,11 @@ async def test_changes_are_done_in_the_order_of_the_calls(store: Store) -> None:
     store.offline.add(message(2))
     store.offline.remove([1, 99])
     await store.offline.add(message(3))
-    assert ids(await store.offline.oldest_overall(9)) == [2, 3]
+    assert ids(await store.offline.oldest_overall(limit=9)) == [2, 3]
 
     store.offline.remove([3])
     await store.offline.add(message(3, "again"))
-    assert [(each.id, each.client_id) for each in await store.offline.oldest_overall(9)] == [
+    assert [(each.id, each.client_id) for each in await store.offline.oldest_overall(limit=9)] == [
         (2, "GID_dev@@@1"),
         (3, "again"),
     ]
@@ -171,7 +172,7 @@ async def test_any_number_is_removed_at_once(store: Store, count: int) -> None:
     async with asyncio.timeout(60):
         await store.offline.remove(range(count))
 
-    assert ids(await store.offline.oldest_overall(9)) == [count]
+    assert ids(await store.offline.oldest_overall(limit=9)) == [count]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ async def test_what_cannot_be_stored_harms_nobody_else(store: Store, wrong: Stor
         await refused
     await asyncio.gather(first, last)
 
-    assert ids(await store.offline.oldest_overall(9)) == [4, 6]
+    assert ids(await store.offline.oldest_overall(limit=9)) == [4, 6]
 
 
 async def test_what_the_database_alone_refuses_harms_nobody_else(url: str, store: Store) -> None:
@@ -357,7 +358,7 @@ async def test_nodes_do_not_see_each_other(open_store: OpenStore) -> None:
     await two.subscriptions.forget("a")
 
     assert await one.offline.counts() == {"GID_dev@@@1": 1}
-    assert ids(await one.offline.expired(9, 9)) == ids(await one.offline.oldest_overall(9)) == [1]
+    assert ids(await one.offline.expired(9, 9)) == ids(await one.offline.oldest_overall(limit=9)) == [1]
     assert await one.offline.oldest("hers", limit=9) == []
     assert await one.offline.last_id() == 1
     assert await two.offline.counts() == {"hers": 2}
@@ -467,7 +468,7 @@ def test_what_was_reported_stored_survives_kill_9(url: str, lines: int) -> None:
 
 async def _stored(url: str) -> set[int]:
     store = await SqlStore.open(url, node="one")
-    messages = await store.offline.oldest_overall(1_000_000)
+    messages = await store.offline.oldest_overall(limit=1_000_000)
     await store.close()
     assert all(len(each.payload) == each.id % 700 for each in messages)
     return set(ids(messages))

@@ -30,6 +30,12 @@ Kept = Callable[[StoredMessage | UnstorableError], None]
 """Called with the message when it is kept for good, or with why it never can be."""
 
 
+class _Read(Protocol):
+    """Reads one page of messages, by rising ids."""
+
+    async def __call__(self, *, after: int, limit: int) -> list[StoredMessage]: ...
+
+
 class Receipts(Protocol):
     """Where receipts go."""
 
@@ -172,17 +178,25 @@ class Shelf:
         Raises:
             StoreError: the store cannot be read now.
         """
+        return await self._waiting(partial(self.store.oldest, client_id), limit)
+
+    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
+        """Return the oldest messages that wait, of whatever client; see `oldest`."""
+        return await self._waiting(self.store.oldest_overall, limit)
+
+    async def _waiting(self, read: _Read, limit: int) -> list[StoredMessage]:
+        """Return the first messages that wait: in pages, because thousands may be under way before them."""
         found: list[StoredMessage] = []
-        after = -1
+        after, size = -1, limit
         ticket = self.ledger.begin_read()
         try:
             while True:
-                page = await self.store.oldest(client_id, after=after, limit=limit)
+                page = await read(after=after, limit=size)
                 found += page
                 found = [message for message in found if self.ledger.waits(message.id)]
-                if len(found) >= limit or len(page) < limit:
+                if len(found) >= limit or len(page) < size:
                     return found[:limit]
-                after = page[-1].id
+                after, size = page[-1].id, _PAGE_MESSAGES
         finally:
             self.ledger.end_read(ticket)
 
@@ -205,15 +219,6 @@ class Shelf:
             if len(page) < _PAGE_MESSAGES or page[-1].id > upto:
                 return
             after = page[-1].id
-
-    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
-        """Return the oldest messages that wait, of whatever client; see `oldest`."""
-        ticket = self.ledger.begin_read()
-        try:
-            page = await self.store.oldest_overall(limit + self.ledger.flying)
-            return [message for message in page if self.ledger.waits(message.id)][:limit]
-        finally:
-            self.ledger.end_read(ticket)
 
     async def expired(self, limit: int) -> list[StoredMessage]:
         """Return messages that wait and whose time is over; see `oldest`."""

@@ -98,8 +98,8 @@ class OfflineStore(Protocol):
     async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
         """Return up to `limit` messages of a client whose ids are higher than `after`, lowest first."""
 
-    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
-        """Return the `limit` messages with the lowest ids, of whatever client."""
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
+        """Return up to `limit` messages, of whatever client, whose ids are higher than `after`, lowest first."""
 
     async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
         """Return up to `limit` messages whose time is over, first those that ended first; they stay until removed."""

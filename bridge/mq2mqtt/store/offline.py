@@ -24,8 +24,8 @@ _OWN: Final = offline.c.node == bindparam("node")
 _MESSAGES: Final = (
     select(*(column for column in offline.c if column.name != "node")).where(_OWN).limit(bindparam("limit"))
 )
-_OLDEST_OVERALL: Final = _MESSAGES.order_by(offline.c.id)
-_OLDEST: Final = _OLDEST_OVERALL.where(offline.c.client_id == bindparam("client"), offline.c.id > bindparam("after"))
+_OLDEST_OVERALL: Final = _MESSAGES.where(offline.c.id > bindparam("after")).order_by(offline.c.id)
+_OLDEST: Final = _OLDEST_OVERALL.where(offline.c.client_id == bindparam("client"))
 _EXPIRED: Final = _MESSAGES.where(offline.c.expires_ms <= bindparam("now")).order_by(offline.c.expires_ms)
 _COUNTS: Final = (
     select(offline.c.client_id, func.count())
@@ -68,9 +68,9 @@ class SqlOfflineStore:
         """See the protocol."""
         return await self._messages(_OLDEST, client=client_id, after=after, limit=limit)
 
-    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
         """See the protocol."""
-        return await self._messages(_OLDEST_OVERALL, limit=limit)
+        return await self._messages(_OLDEST_OVERALL, after=after, limit=limit)
 
     async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
         """See the protocol."""

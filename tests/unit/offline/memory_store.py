@@ -66,8 +66,9 @@ class MemoryStore:
         rows = [row for row in self._sorted() if row.client_id == client_id and row.id > after][:limit]
         return await self._read(rows)
 
-    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
-        return await self._read(self._sorted()[:limit])
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
+        assert limit <= 100, "a page that takes the loop"
+        return await self._read([row for row in self._sorted() if row.id > after][:limit])
 
     async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
         rows = [row for row in self._sorted() if row.expires_ms is not None and row.expires_ms <= now_ms]

@@ -370,6 +370,18 @@ class TestQuotas:
             assert world.count("evicted") == 3
             assert (Outcome.EXPIRED, "r", "b", "devices/p2p/b") in world.receipts
 
+    async def test_what_is_under_way_is_passed_over_page_by_page(self) -> None:
+        async with World(sees_acknowledgements=False, total=205) as world:
+            for number in range(6):
+                world.connect(f"here{number}", acknowledges=False)
+            for payload in NUMBERED[:35]:
+                for number in range(6):
+                    world.hand(f"here{number}", payload)
+            await until(lambda: len(world.kept) == 210)
+            await world.keep("away", b"last")
+            await until(lambda: b"last" not in world.kept)
+            assert world.count("evicted") == 1
+
     async def test_what_is_under_way_is_not_taken_back(self) -> None:
         async with World(per_client=2) as world:
             await world.keep("a", b"1", b"2")

@@ -151,7 +151,7 @@ async def test_more_than_may_wait_is_refused_but_removing_is_not(
         await asyncio.gather(first, second, removed)
     await store.offline.add(message(4))
 
-    assert [each.id for each in await store.offline.oldest_overall(9)] == [1, 2, 4]
+    assert [each.id for each in await store.offline.oldest_overall(limit=9)] == [1, 2, 4]
 
 
 async def test_a_large_message_is_written_alone(store: SqlStore) -> None:
@@ -270,7 +270,7 @@ async def test_a_missing_driver_is_named_with_its_package(monkeypatch: pytest.Mo
     ("read", "plan"),
     [
         (lambda store: store.offline.oldest("c", limit=9), "node=? AND client_id=? AND id>?"),
-        (lambda store: store.offline.oldest_overall(9), "node=?"),
+        (lambda store: store.offline.oldest_overall(limit=9), "node=? AND id>?"),
         (lambda store: store.offline.expired(0, 9), "node=? AND expires_ms<?"),
         (lambda store: store.offline.counts(), "node=? AND client_id>?"),
         (lambda store: store.offline.last_id(), "node=?"),
