@@ -55,10 +55,14 @@ class BridgeProcess:
         """Start it and wait until devices can connect; with `ready` also until `/readyz` says so."""
         try:
             self.launch()
-            wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
+            self.wait_started(ready=ready)
         except BaseException:
             self.kill()
             raise
+
+    def wait_started(self, *, ready: bool = True) -> None:
+        """Wait until devices can connect to what `launch` started; with `ready` also until `/readyz` says so."""
+        wait_for(lambda: self._answers(ready=ready), seconds=_START_SECONDS, what=self.describe)
 
     def launch(self) -> None:
         """Start it and wait for nothing."""

@@ -255,6 +255,57 @@ def subscribe(arguments: argparse.Namespace) -> dict[str, float]:
     return {"messages": received, "seconds": seconds, "load_cpu": (time.process_time() - cpu) / seconds}
 
 
+def come_back(arguments: argparse.Namespace) -> dict[str, float]:
+    """Connect one client after another and count what each gets, subscribed to nothing, until `messages` have come."""
+    print("ready", flush=True)
+    received = 0
+    cpu, start = time.process_time(), time.perf_counter()
+    with selectors.DefaultSelector() as selector:
+        for number in range(arguments.clients):
+            connection = Connection(arguments.port, f"GID_{arguments.mode}@@@{number:05d}")
+            subscriber = Subscriber(connection, topic_bytes=len(arguments.topic))
+            selector.register(connection.socket, selectors.EVENT_READ, subscriber)
+            received += sum(key.data.take() for key, _ in selector.select(0))
+        while received < arguments.messages:
+            ready = selector.select(_TIMEOUT)
+            if not ready:
+                raise TimeoutError(f"{received} of {arguments.messages} messages came")
+            received += sum(key.data.take() for key, _ in ready)
+    seconds = time.perf_counter() - start
+    return {"messages": received, "seconds": seconds, "load_cpu": (time.process_time() - cpu) / seconds}
+
+
+def visit(arguments: argparse.Namespace) -> dict[str, float]:
+    """Come and go `messages` times: CONNECT and DISCONNECT in one write, `window` visits at a time, until the end."""
+    print("ready", flush=True)
+    cpu, start = time.process_time(), time.perf_counter()
+    begun = ended = 0
+    with selectors.DefaultSelector() as selector:
+        while ended < arguments.messages:
+            while begun < arguments.messages and begun - ended < arguments.window:
+                visitor = socket.create_connection(("127.0.0.1", arguments.port), timeout=_TIMEOUT)
+                client_id = f"GID_{arguments.mode}@@@{begun:06d}"
+                visitor.sendall(mqtt.connect_packet(client_id) + bytes((mqtt.DISCONNECT << 4, 0)))
+                selector.register(visitor, selectors.EVENT_READ)
+                begun += 1
+            for key, _ in selector.select(_TIMEOUT):
+                assert isinstance(key.fileobj, socket.socket)
+                if not _has_ended(key.fileobj):
+                    continue
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+                ended += 1
+    seconds = time.perf_counter() - start
+    return {"messages": ended, "seconds": seconds, "load_cpu": (time.process_time() - cpu) / seconds}
+
+
+def _has_ended(visitor: socket.socket) -> bool:
+    try:
+        return not visitor.recv(64)
+    except ConnectionResetError:
+        return True
+
+
 def _filters(arguments: argparse.Namespace) -> list[str]:
     """One topic, or `filters` different ones of equal length below it."""
     if not arguments.filters:
@@ -358,6 +409,8 @@ _MODES: dict[str, Callable[[argparse.Namespace], dict[str, float]]] = {
     "subscribe": subscribe,
     "connect": connect,
     "churn": churn,
+    "come_back": come_back,
+    "visit": visit,
 }
 
 

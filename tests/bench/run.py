@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mq2mqtt.cli import collect_rarely
 from mq2mqtt.log import quiet_client
 from tests.bench import report
 from tests.bench.experiment import SLOW_RUNS, Bench, Experiment, Measurement
@@ -29,6 +30,8 @@ MODULES = (
     "tests.bench.growth",
     "tests.bench.rocketmq_client",
     "tests.bench.spool",
+    "tests.bench.offline",
+    "tests.bench.status",
     "tests.bench.soak",
 )
 """Each has `EXPERIMENTS`: name -> experiment."""
@@ -95,6 +98,8 @@ def main() -> None:
         known |= importlib.import_module(module).EXPERIMENTS
     arguments = parse(known)
     quiet_client()
+    # Some experiments run parts of the bridge in here.
+    collect_rarely()
     # A thousand clients are a thousand sockets, here and in the servers, which inherit it.
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
