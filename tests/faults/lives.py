@@ -235,7 +235,8 @@ class Lives:
         """Return the row of one destination, and how many of its messages nobody was promised.
 
         In each life of the bridge that its device had to come back in, those are the ones from what was committed when
-        it began up to the first that the device got.
+        it began up to the first that the device got. A broker that ends in good order may close the device's connection
+        before the sidecar's: behind the last that the device got, what a sidecar that lives on has counted.
         """
         topic, _, client_id = DESTINATIONS[index]
         device = self._devices[client_id]
@@ -244,10 +245,13 @@ class Lives:
         sent = set(range(index, self._sender.sent, len(DESTINATIONS)))
         missed = sent.difference(arrived)
         unpromised: set[int] = set()
+        sidecar_lived_on = len(self._away) == 1
         for life, numbers in enumerate(lives):
+            end = self._committed[life + 1] if life + 1 < len(lives) else self._sender.sent
             if not device.was_there(life):
-                end = self._committed[life + 1] if life + 1 < len(lives) else self._sender.sent
                 unpromised |= missed.intersection(range(self._committed[life], numbers[0] if numbers else end))
+            if sidecar_lived_on and numbers and life + 1 < len(lives):
+                unpromised |= missed.intersection(range(numbers[-1], end))
         row = FaultRow(
             fault=fault,
             traffic=f"downlink QoS 1 and 2, topics and P2P, {_DOWNLINK_RATE}/s",
