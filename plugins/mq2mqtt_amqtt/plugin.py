@@ -1,6 +1,7 @@
 """The plugin that amqtt loads: builds the bridge with the broker, starts it before and stops it after the clients."""
 
 import asyncio
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,10 @@ class BridgePlugin(BasePlugin[BrokerContext]):
 
     async def on_broker_pre_start(self) -> None:
         """Start the bridge; amqtt waits for it, and opens its listeners after it."""
+        if _AMQTT_COMMAND in sys.modules and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Python raises KeyboardInterrupt in the middle of whatever task it meets, and that one would be missing in
+            # the shutdown that the `amqtt` command then begins.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, _interrupt)
         try:
             await self.bridge.start()
         except Exception as error:  # noqa: BLE001 - amqtt swallows whatever a hook raises: `_listen` reports it
@@ -110,3 +115,7 @@ class BridgePlugin(BasePlugin[BrokerContext]):
         await self.host.close()
         await self.bridge.stop()
         self.host.intake = None
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
