@@ -160,7 +160,7 @@ class Lives:
 
     async def _all_back(self) -> None:
         for device in self._devices.values():
-            await asyncio.wait_for(device.subscribed.wait(), 30)
+            await asyncio.wait_for(device.subscribed.wait(), 90)
 
     async def count_away(self) -> None:
         """Wait for the devices, and note how many messages came before them in this life."""
@@ -184,14 +184,14 @@ class Lives:
 
     async def finish(self, table: FaultTable, *, fault: str) -> None:
         """Let everything arrive, add the rows, check the invariants. The bridge is running."""
-        await until(lambda: self.bridge.get("/readyz")[0] == 200)
+        await until(lambda: self.bridge.get("/readyz")[0] == 200, seconds=90)
         await self._all_back()
         for stream in self.streams:
             await asyncio.to_thread(stream.stop)
         await asyncio.to_thread(self._sender.stop)
         metric = self.bridge.metric
-        await until(lambda: metric("mq2mqtt_lane_messages") == 0)
-        await until(lambda: self._read_committed() == self._sender.sent)
+        await until(lambda: metric("mq2mqtt_lane_messages") == 0, seconds=90)
+        await until(lambda: self._read_committed() == self._sender.sent, seconds=90)
         await self._add_uplink(table, fault)
         self._add_downlink(table, fault)
         await asyncio.to_thread(assert_invariants, self.bridge)
