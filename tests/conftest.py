@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     take_own_ports()
+    # A shell ignores it for what it runs in the background, and then so would every program that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     choose_host(config.getoption("--host"))
 
 

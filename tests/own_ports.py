@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mq2mqtt.quickstart import ports
 
-_RUNS = 8
+_RUNS = 6
 
 
 def take_own_ports() -> None:

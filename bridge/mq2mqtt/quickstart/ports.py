@@ -10,6 +10,8 @@ __all__ = ["free_base", "free_port", "free_ports", "is_free"]
 # taken by somebody's outgoing connection.
 RANGE = range(20_000, 32_000)
 _ATTEMPTS = 500
+# Whoever got a port may not listen on it yet, or be between two starts.
+_given: set[int] = set()
 
 
 def is_free(port: int) -> bool:
@@ -46,14 +48,16 @@ def free_ports(count: int) -> tuple[int, ...]:
 
 
 def free_base(offsets: Sequence[int]) -> int:
-    """Return a random N such that N + offset is free for each of `offsets`.
+    """Return a random N such that N + offset is free, and was not given out before, for each of `offsets`.
 
     Raises:
         OSError: no such N was found.
     """
     for _ in range(_ATTEMPTS):
         base = random.choice(RANGE)  # noqa: S311 - spreads parallel runs, no secret
-        if all(is_free(base + offset) for offset in offsets):
+        ports = [base + offset for offset in offsets]
+        if all(port in RANGE and port not in _given and is_free(port) for port in ports):
+            _given.update(ports)
             return base
     msg = f"no free TCP port in {RANGE.start}-{RANGE.stop}"
     raise OSError(msg)

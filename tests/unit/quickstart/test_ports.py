@@ -1,5 +1,8 @@
 import socket
 
+import pytest
+
+from mq2mqtt.quickstart import ports as module
 from mq2mqtt.quickstart.ports import free_base, free_port, free_ports, is_free
 
 
@@ -24,3 +27,10 @@ def test_ports_are_different_and_free() -> None:
 def test_a_base_has_all_its_neighbours_free() -> None:
     base = free_base((-2, 0, 1))
     assert all(is_free(base + offset) for offset in (-2, 0, 1))
+
+
+def test_nobody_gets_what_another_one_got_and_does_not_use_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RANGE", range(31_900, 31_950))
+    given = [port for _ in range(5) for port in (free_port(), *free_ports(3))]
+    assert len(set(given)) == len(given)
+    assert set(given) <= set(module.RANGE)

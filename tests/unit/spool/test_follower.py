@@ -325,10 +325,9 @@ WRITER = """
 import os, pathlib, sys
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import encode_publish
-from mq2mqtt.spool.lane import Lane
-from tests.unit.spool.followed import learn_from_cursor
+from tests.unit.spool.followed import Writer, learn_from_cursor
 
-lane = Lane.open(pathlib.Path(sys.argv[1]), max_bytes=8_000_000, target="t")
+lane = Writer.open(pathlib.Path(sys.argv[1]), max_bytes=8_000_000, target="t")
 number = int(sys.argv[2])
 while True:
     payload = b"%d " % number + b"." * (number * 7919 % 20000)
