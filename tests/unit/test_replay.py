@@ -130,6 +130,25 @@ async def test_an_inbound_message_that_still_has_no_legal_topic_is_parked_again(
         assert sums_hold(world)
 
 
+async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
+    lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
+
+    def refuse(*_: object, **__: object) -> int:
+        raise LaneError("the disk is full")
+
+    async with World(tmp_path, IN) as world:
+        with monkeypatch.context() as patch:
+            patch.setattr(ParkedStore, "append", refuse)
+            await until(lambda: world.count("commands-in", "received") > 1)
+            assert [message.replaying for message in list_parked(lane)] == [True]
+            assert world.bridge.telemetry.rules["commands-in"].drops == {}
+            assert sums_hold(world)
+        await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+
+
 @pytest.mark.parametrize(
     ("rule", "frame", "key"),
     [("sensors-out", ROCKET, "broker-a/0/7"), ("commands-in", publish_frame(), "17"), ("commands-in", ROCKET, "a/b/c")],
