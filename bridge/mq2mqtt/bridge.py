@@ -16,39 +16,26 @@ from mq2mqtt.history import keep_history
 from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
-from mq2mqtt.link.native import NativeLink
+from mq2mqtt.link.drivers import open_link
 from mq2mqtt.metrics import build_registry
 from mq2mqtt.offline import OfflineQueue
 from mq2mqtt.presence import Connection, Journal, Presence
 from mq2mqtt.receipts import ReceiptBook
 from mq2mqtt.relay import P2PRelay
 from mq2mqtt.running import RunningRules
-from mq2mqtt.settings import Settings, split_address, tls_context
+from mq2mqtt.settings import Settings, split_address
 from mq2mqtt.spool.inspect import PRESENCE_NAME
 from mq2mqtt.store import ConnectStore, Store
 from mq2mqtt.store.sql import SqlStore
 from mq2mqtt.telemetry import Telemetry
 from mq2mqtt.workers import Workplace
 
-__all__ = ["Bridge", "build_link"]
+__all__ = ["Bridge"]
 
 _WATCH_SECONDS = 1.0
 _GROUP_SECONDS = 5.0
 # For the store to close its connections, after it has written what waits.
 _STORE_SECONDS = 0.5
-
-
-def build_link(settings: Settings, *, client_id: str) -> RocketLink:
-    """Return the link that `settings.rocketmq` describes, not yet started."""
-    rocketmq = settings.rocketmq
-    return NativeLink(
-        namesrv=rocketmq.namesrv,
-        client_id=client_id,
-        access_key=rocketmq.access_key,
-        secret_key=rocketmq.secret_key.get_secret_value() if rocketmq.secret_key else None,
-        tls=tls_context(rocketmq.tls),
-        address_map=rocketmq.address_map,
-    )
 
 
 class Bridge:
@@ -75,7 +62,7 @@ class Bridge:
         self.telemetry = Telemetry()
         self._instance = Instance(settings.spool.path)
         try:
-            self._link = link or build_link(settings, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
+            self._link = link or open_link(settings.rocketmq, client_id=f"mq2mqtt@{settings.node}@{self._instance.id}")
             power = settings.spool.durability == "power"
             self.presence = Presence(Journal(settings.spool.path / PRESENCE_NAME, power=power), node=settings.node)
             self._receipts = ReceiptBook(node=settings.node)

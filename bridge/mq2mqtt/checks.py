@@ -5,9 +5,9 @@ from pathlib import Path
 
 import typer
 
-from mq2mqtt.bridge import build_link
 from mq2mqtt.errors import BridgeError, LinkError, NotConnectedError
 from mq2mqtt.link import RocketLink
+from mq2mqtt.link.drivers import open_link
 from mq2mqtt.rules import InboundRule, Rule
 from mq2mqtt.settings import Settings
 from mq2mqtt.store.sql import reach
@@ -39,7 +39,7 @@ async def _check_store(settings: Settings) -> int:
 
 async def _check_rocketmq(settings: Settings, *, create: bool) -> int:
     rules = settings.rules
-    link = build_link(settings, client_id=f"mq2mqtt@check@{secrets.token_hex(6)}")
+    link = open_link(settings.rocketmq, client_id=f"mq2mqtt@check@{secrets.token_hex(6)}")
     await link.start()
     try:
         # Any topic will do: the name server's answer counts.

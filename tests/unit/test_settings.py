@@ -382,7 +382,15 @@ URL_WORDS = (
          "host: token is for the hook, type mosquitto; with type mqtt use username and password"),
         ("host: {password: ''}", "host.password: is empty; give it a value or leave it out"),
         ("host: {username: ''}", "host.username: is empty; give it a value or leave it out"),
-        ("rocketmq: {driver: grpc}", "rocketmq.driver: driver 'grpc' is not available yet; use 'native'"),
+        (
+            "rocketmq: {driver: grpc}",
+            "rocketmq: driver grpc needs proxy: name RocketMQ 5's proxy, as in 127.0.0.1:8081",
+        ),
+        (
+            "rocketmq: {proxy: 'localhost:8081'}",
+            "rocketmq: proxy is for driver grpc, and driver is native; change one of them",
+        ),
+        ("rocketmq: {driver: grpc, proxy: localhost}", f"rocketmq.proxy: 'localhost' {ADDRESS_WORDS}"),
         ("rocketmq: {driver: java}", "rocketmq.driver: must be 'native', 'librocketmq' or 'grpc'"),
         ("rocketmq: {tls: maybe}", "rocketmq.tls: must be true or false, not 'maybe'"),
         ("rocketmq: {tls: {ca_fil: x}}", "rocketmq.tls.ca_fil: unknown field; did you mean 'ca_file'?"),

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from ssl import SSLContext
 from typing import cast
 
+from mq2mqtt import __version__
 from mq2mqtt.errors import (
     ConfigError,
     LinkError,
@@ -33,12 +34,34 @@ from mq2mqtt.rocketmq import ReceivedMessage as NativeMessage
 from mq2mqtt.rocketmq.consumer import Consumer
 from mq2mqtt.rocketmq.liveness import Liveness
 from mq2mqtt.rocketmq.puller import PrefetchBudget
+from mq2mqtt.settings import RocketMQSettings, tls_context
 
-__all__ = ["NativeLink", "map_errors"]
+__all__ = ["NativeLink", "library", "make_link", "map_errors"]
 
 # Rules are probed every 2 s: none may be proven by what was asked on behalf of its last probe.
 _PROBE_SECONDS = 0.5
 _ROUTE_SECONDS = 1.5
+
+
+def make_link(settings: RocketMQSettings, *, client_id: str) -> RocketLink:
+    """Return a link that is not started (drivers.py).
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    return NativeLink(
+        namesrv=settings.namesrv,
+        client_id=client_id,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key.get_secret_value() if settings.secret_key else None,
+        tls=tls_context(settings.tls),
+        address_map=settings.address_map,
+    )
+
+
+def library() -> str:
+    """Return the client library in words (drivers.py)."""
+    return f"mq2mqtt {__version__}"
 
 
 @contextmanager

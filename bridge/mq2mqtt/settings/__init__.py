@@ -68,7 +68,16 @@ class RocketMQSettings(Section):
     secret_key: Secret | None = Field(
         default=None, description="Secret key of RocketMQ's ACL, or `file://PATH` of a file that holds it."
     )
-    driver: Driver = Field(default="native", description="Client library. Only `native` is available yet.")
+    driver: Driver = Field(
+        default="native",
+        description="Client library: `native` is the bridge's own; `librocketmq` and `grpc` are for installations that "
+        "use Apache's. What they can't do: docs/drivers.md.",
+    )
+    proxy: NameServers | None = Field(
+        default=None,
+        description="With driver `grpc`: RocketMQ 5's proxy, or several with `;` between them. That driver asks no "
+        "name server, the others no proxy.",
+    )
     tls: Tls = Field(
         default=False,
         description="Whether name servers and brokers are reached over TLS, verified against the system's certificate "
@@ -85,6 +94,14 @@ class RocketMQSettings(Section):
         if (self.access_key is None) != (self.secret_key is None):
             missing = "access_key" if self.access_key is None else "secret_key"
             raise ValueError(f"access_key and secret_key go together, {missing} is missing; set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _proxy_where_it_is_used(self) -> "RocketMQSettings":
+        if self.driver == "grpc" and self.proxy is None:
+            raise ValueError("driver grpc needs proxy: name RocketMQ 5's proxy, as in 127.0.0.1:8081")
+        if self.driver != "grpc" and self.proxy is not None:
+            raise ValueError(f"proxy is for driver grpc, and driver is {self.driver}; change one of them")
         return self
 
 

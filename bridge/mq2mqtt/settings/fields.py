@@ -76,12 +76,6 @@ def _node(value: str) -> str:
     return value
 
 
-def _driver(value: str) -> str:
-    if value != "native":
-        raise ValueError(f"driver {value!r} is not available yet; use 'native'")
-    return value
-
-
 def _size(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -151,6 +145,6 @@ Secret = Annotated[SecretStr, Field(min_length=1)]
 NameServers = Annotated[str, AfterValidator(_name_servers), _text("host:port")]
 AddressMap = Annotated[dict[str, str], AfterValidator(_address_map)]
 Node = Annotated[str, AfterValidator(_node)]
-Driver = Annotated[Literal["native", "librocketmq", "grpc"], AfterValidator(_driver)]
+Driver = Literal["native", "librocketmq", "grpc"]
 StoreUrl = Annotated[str, AfterValidator(_store_url), _text("URL")]
 HostUrl = Annotated[str, AfterValidator(_host_url), _text("URL")]

@@ -1,0 +1,122 @@
+"""The drivers by name: what each can do, the package it needs, and how one is made."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from mq2mqtt.errors import ConfigError
+from mq2mqtt.link import RocketLink
+from mq2mqtt.link.capabilities import Capabilities
+from mq2mqtt.settings import RocketMQSettings
+
+__all__ = ["DRIVERS", "Driver", "driver_of", "library", "open_link"]
+
+_IMPORT_NAME: Final = "rocketmq"
+"""What every RocketMQ package of Python calls itself, so that only one can be installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """One value of `rocketmq.driver`. Says what it can do where its package is not installed too.
+
+    Args:
+        name: also the module `mq2mqtt.link.<name>`, and where it needs a `package`, the extra `mq2mqtt[<name>]`.
+        capabilities: what it can do.
+        package: the distribution it needs beside the bridge's own.
+    """
+
+    name: str
+    capabilities: Capabilities
+    package: str | None = None
+
+
+class _Module(Protocol):
+    """What a driver's module has. It can be imported where its package is not installed."""
+
+    def make_link(self, settings: RocketMQSettings, *, client_id: str) -> RocketLink:
+        """Return a link that is not started; raises `ConfigError` where something that it needs is missing."""
+
+    def library(self) -> str:
+        """Return the client library's name, version and where it is; raises `ConfigError` like `make_link`."""
+
+
+_ALL: Final = (
+    Driver("native", Capabilities()),
+    Driver(
+        "librocketmq",
+        package="rocketmq-client-python",
+        capabilities=Capabilities(
+            sends_batches=False,
+            receives_any_body=False,
+            shows_lag=False,
+            lists_members=False,
+            creates_topics=False,
+            uses_tls=False,
+            maps_addresses=False,
+        ),
+    ),
+    Driver(
+        "grpc",
+        package="rocketmq-python-client",
+        capabilities=Capabilities(
+            chooses_queue=False,
+            sends_batches=False,
+            commits_prefix=False,
+            bounds_each_queue=False,
+            shows_lag=False,
+            lists_members=False,
+            creates_topics=False,
+            maps_addresses=False,
+        ),
+    ),
+)
+DRIVERS: Final[Mapping[str, Driver]] = {driver.name: driver for driver in _ALL}
+
+
+def driver_of(settings: RocketMQSettings) -> Driver:
+    """Return the driver that `rocketmq.driver` names."""
+    return DRIVERS[settings.driver]
+
+
+def open_link(settings: RocketMQSettings, *, client_id: str) -> RocketLink:
+    """Return a link of the driver that `settings` name, not yet started.
+
+    Args:
+        settings: `rocketmq` of the configuration.
+        client_id: unique among the bridges of a cluster, and the same after a restart.
+
+    Raises:
+        ConfigError: its package or native library is missing, or a setting is wrong; one line with the remedy.
+    """
+    return _module(driver_of(settings)).make_link(settings, client_id=client_id)
+
+
+def library(driver: Driver) -> str:
+    """Return the client library in words, with its version: `rocketmq-python-client 5.1.2`.
+
+    Raises:
+        ConfigError: it is missing; one line with the remedy.
+    """
+    return _module(driver).library()
+
+
+def _module(driver: Driver) -> _Module:
+    if driver.package is not None:
+        _require(driver.package, driver.name)
+    return cast("_Module", importlib.import_module(f"mq2mqtt.link.{driver.name}"))
+
+
+def _require(package: str, name: str) -> None:
+    """See that `package`, and no other of the same import name, is installed."""
+    found = set(importlib.metadata.packages_distributions().get(_IMPORT_NAME, ()))
+    others = ", ".join(sorted(found - {package}))
+    if package in found and not others:
+        return
+    remedy = f"install mq2mqtt[{name}]"
+    if others:
+        remedy = f"{others} has its import name {_IMPORT_NAME}, and is not it: uninstall that, then {remedy}"
+        if package in found:
+            remedy = f"{others} has the same import name {_IMPORT_NAME}: uninstall both, then install mq2mqtt[{name}]"
+    raise ConfigError(f"rocketmq.driver {name} needs the Python package {package}; {remedy}")
