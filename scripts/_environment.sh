@@ -1,4 +1,5 @@
-# Sourced by the scripts beside it, from the top of the repository: makes `.venv` and keeps it up to date.
+# Sourced by the scripts beside it, from the top of the repository: makes `.venv` and keeps it up to date. A driver whose
+# package is not the bridge's own has an environment of its own, `.venv-DRIVER`: two of them have the same import name.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -16,9 +17,9 @@ find_python() {
 }
 
 make_venv() {
-  local python
+  local venv=$1 python
   python=$(find_python)
-  say "making .venv with $python"
+  say "making $venv with $python"
   # Debian keeps what venv needs in a package of its own.
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     if [[ $EUID -ne 0 ]] || ! command -v apt-get >/dev/null; then
@@ -28,20 +29,58 @@ make_venv() {
     say "installing python3-venv with apt"
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >&2
   fi
-  "$python" -m venv .venv
+  "$python" -m venv "$venv"
 }
 
-# need_venv run|dev: the packages of requirements/KIND.txt and the project itself. Without work to do it only
-# compares a hash.
+# driver_in ARGUMENT...: prints what --driver says among them.
+driver_in() {
+  local driver=native
+  while (($#)); do
+    case $1 in
+      --driver) driver=${2-} ;;
+      --driver=*) driver=${1#*=} ;;
+    esac
+    shift
+  done
+  printf '%s\n' "$driver"
+}
+
+# venv_of DRIVER: prints where its environment is.
+venv_of() { if [[ $1 == native ]]; then echo .venv; else echo ".venv-$1"; fi; }
+
+# need_venv run|dev [DRIVER]: the packages of requirements/KIND.txt, those of the driver, and the project itself.
+# Without work to do it only compares a hash.
 need_venv() {
-  local kind=$1 wanted
-  wanted=$(cat "requirements/$kind.txt" pyproject.toml | sha256sum)
-  if [[ -x .venv/bin/python && $(cat ".venv/$kind.installed" 2>/dev/null) == "$wanted" ]]; then
+  local kind=$1 driver=${2-native} files venv wanted
+  files=("requirements/$kind.txt")
+  case $driver in
+    native) ;;
+    librocketmq | grpc) files+=("requirements/$driver.txt") ;;
+    *)
+      say "there is no driver '$driver': use native, librocketmq or grpc"
+      return 2
+      ;;
+  esac
+  venv=$(venv_of "$driver")
+  wanted=$(cat "${files[@]}" pyproject.toml | sha256sum)
+  if [[ -x $venv/bin/python && $(cat "$venv/$kind.installed" 2>/dev/null) == "$wanted" ]]; then
     return
   fi
-  if [[ ! -x .venv/bin/python ]]; then make_venv; fi
-  say "installing requirements/$kind.txt into .venv"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r "requirements/$kind.txt"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-  printf '%s\n' "$wanted" >".venv/$kind.installed"
+  if [[ ! -x $venv/bin/python ]]; then make_venv "$venv"; fi
+  say "installing ${files[*]} into $venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes "${files[@]/#/--requirement=}"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  if [[ $kind == dev && $driver == librocketmq ]]; then place_librocketmq "$venv"; fi
+  printf '%s\n' "$wanted" >"$venv/$kind.installed"
+}
+
+# The native library, for tests alone: where the driver's package looks first. Users have Apache's own.
+place_librocketmq() {
+  local venv=$1 package unpacked
+  package=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/rocketmq
+  unpacked=$(mktemp -d)
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target "$unpacked" \
+    --requirement requirements/librocketmq-library.txt
+  cp "$unpacked/rocketmq/librocketmq.so" "$package/"
+  rm -r "$unpacked"
 }

@@ -275,6 +275,9 @@ def test_no_file_speaks_of_a_machine_or_a_registry() -> None:
     assert wrong == []
 
 
+DRIVER_REQUIREMENTS = ("librocketmq", "grpc", "librocketmq-library")
+
+
 def requirements(kind: str) -> dict[str, str]:
     """Package -> version of requirements/KIND.txt."""
     lines = (ROOT / "requirements" / f"{kind}.txt").read_text().splitlines()
@@ -285,7 +288,10 @@ def test_every_requirement_is_pinned_and_hashed_and_developers_have_what_users_h
     run, dev = requirements("run"), requirements("dev")
     assert run
     assert run.items() <= dev.items()
-    for kind in ("run", "dev"):
+    for driver in DRIVER_REQUIREMENTS:
+        # They are installed beside what developers have.
+        assert [name for name, version in requirements(driver).items() if dev.get(name, version) != version] == []
+    for kind in ("run", "dev", *DRIVER_REQUIREMENTS):
         text = (ROOT / "requirements" / f"{kind}.txt").read_text()
         blocks = re.split(r"\n(?=\S)", text.strip())
         assert [block.splitlines()[0] for block in blocks if "--hash=sha256:" not in block] == []
