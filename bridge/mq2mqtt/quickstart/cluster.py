@@ -4,6 +4,7 @@ All of them raise `LinkError` when RocketMQ does not answer, or says no; the tex
 """
 
 import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 
 from mq2mqtt.errors import LinkError
 from mq2mqtt.link.native import map_errors
-from mq2mqtt.rocketmq import Client, Response
+from mq2mqtt.rocketmq import Client, Response, admin
 
-__all__ = ["OPEN", "Access", "ask", "broker_addresses", "create_topic", "topic_exists"]
+__all__ = ["OPEN", "Access", "ask", "broker_addresses", "create_ordered_group", "create_topic", "topic_exists"]
 
 _CREATION_DEADLINE = 30.0
+_CREATE_GROUP = 200
+_DELIVERIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,31 @@ async def topic_exists(namesrv: str, topic: str, *, access: Access = OPEN) -> bo
         return await client.topic_exists(topic)
 
 
-async def create_topic(namesrv: str, topic: str, *, queues: int = 4, access: Access = OPEN) -> None:
+async def create_ordered_group(namesrv: str, group: str, *, access: Access = OPEN) -> None:
+    """Have every master broker give the members of consumer group `group` the messages of a queue in their order.
+
+    That is for members who come by way of a proxy; an existing group is changed.
+    """
+    config = {
+        "groupName": group,
+        "consumeMessageOrderly": True,
+        # What was received this often and not acknowledged goes to a dead letter topic.
+        "retryMaxTimes": _DELIVERIES,
+    }
+    async with _client(namesrv, access) as client:
+        for address in (await client.masters()).values():
+            body = json.dumps(config).encode()
+            admin.require_success(await client.call(address, _CREATE_GROUP, {}, body), address)
+
+
+async def create_topic(
+    namesrv: str, topic: str, *, queues: int = 4, message_type: str | None = None, access: Access = OPEN
+) -> None:
     """Create `topic` on every master broker and wait until it has a route, at most 30 s."""
     async with _client(namesrv, access) as client:
         if not await client.masters():
             raise LinkError(f"no broker is registered at {namesrv}")
-        await client.create_topic(topic, queues=queues)
+        await client.create_topic(topic, queues=queues, message_type=message_type)
         try:
             async with asyncio.timeout(_CREATION_DEADLINE):
                 while not await client.topic_exists(topic):  # noqa: ASYNC110 - another program is awaited

@@ -14,7 +14,7 @@ from mq2mqtt.quickstart.ports import free_base, free_port
 from mq2mqtt.quickstart.prerequisites import Say, require_java
 from mq2mqtt.quickstart.process import Child
 
-__all__ = ["DEFAULT_VERSION", "RocketMQ", "RocketMQStartError"]
+__all__ = ["DEFAULT_VERSION", "JVM_FLAGS", "RocketMQ", "RocketMQStartError", "class_path"]
 
 DEFAULT_VERSION = "5.3.3"
 
@@ -25,7 +25,7 @@ _POLL_INTERVAL = 0.1
 # The broker listens on its own port N, on N - 2 (the VIP channel) and on N + 1 (replication).
 _BROKER_PORT_OFFSETS = (-2, 0, 1)
 
-_JVM_FLAGS = (
+JVM_FLAGS = (
     "--add-exports=java.base/sun.nio.ch=ALL-UNNAMED",
     "--add-opens=java.base/java.nio=ALL-UNNAMED",
     "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
@@ -62,6 +62,11 @@ _LOGBACK = """<configuration>
   <root level="WARN"><appender-ref ref="out"/></root>
 </configuration>
 """
+
+
+def class_path(jars: Path) -> str:
+    """Return the class path of all jars in the directory `jars`."""
+    return f"{jars}{os.sep}*"
 
 
 class RocketMQStartError(BridgeError):
@@ -228,12 +233,12 @@ class RocketMQ:
             [
                 shutil.which("java") or "java",
                 *memory,
-                *_JVM_FLAGS,
+                *JVM_FLAGS,
                 *(f"-D{name}={value}" for name, value in self._java_properties.items()),
                 # RocketMQ writes its logs, and the name server its settings, below the user's home directory.
                 f"-Duser.home={self.directory}",
                 "-cp",
-                f"{self.jars}{os.sep}*",
+                class_path(self.jars),
                 main,
                 "-c",
                 str(conf),

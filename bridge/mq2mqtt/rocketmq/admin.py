@@ -30,7 +30,9 @@ def require_success(response: Response, address: str) -> Response:
     return response
 
 
-async def create_topic(caller: Caller, names: NameServers, topic: str, *, queues: int, perm: int) -> None:
+async def create_topic(  # noqa: PLR0913 - keyword-only, each a field of the topic
+    caller: Caller, names: NameServers, topic: str, *, queues: int, perm: int, message_type: str | None = None
+) -> None:
     """Create `topic` on every master that has no queues of it; where it exists it is left as it is.
 
     The broker answers when the name servers know the topic (seen on 5.3.3).
@@ -52,6 +54,8 @@ async def create_topic(caller: Caller, names: NameServers, topic: str, *, queues
         "topicSysFlag": "0",
         "order": "false",
     }
+    if message_type is not None:
+        fields["attributes"] = f"+message.type={message_type}"
     missing = {name: address for name, address in masters.items() if name not in known}
     await _each(caller, missing.values(), RequestCode.UPDATE_AND_CREATE_TOPIC, fields)
 

@@ -259,15 +259,18 @@ class Client:
 
     # Topics and offsets
 
-    async def create_topic(self, topic: str, *, queues: int = 4, perm: int = 6) -> None:
+    async def create_topic(
+        self, topic: str, *, queues: int = 4, perm: int = 6, message_type: str | None = None
+    ) -> None:
         """Create `topic` on every master of the cluster; where it exists it is left as it is.
 
-        `perm` is 4 for readable plus 2 for writable.
+        `perm` is 4 for readable plus 2 for writable. `message_type` is for RocketMQ 5: `FIFO`, by default `NORMAL`;
+        its proxy lets nothing else in.
 
         Raises:
             RocketMQError: a name server or a broker refuses or does not answer.
         """
-        await admin.create_topic(self, self._names, topic, queues=queues, perm=perm)
+        await admin.create_topic(self, self._names, topic, queues=queues, perm=perm, message_type=message_type)
         self._routes.forget(topic)
 
     async def delete_topic(self, topic: str) -> None:
