@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from mq2mqtt.link.drivers import DRIVERS
 from mq2mqtt.quickstart import ports
 from mq2mqtt.quickstart.cluster import broker_addresses, create_topic
 from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_postgresql
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
+from mq2mqtt.settings import RocketMQSettings
 from tests.new_bridge import HOSTS, choose_host
 from tests.own_ports import take_own_ports
 from tests.postgresql import PostgreSQL
@@ -51,6 +53,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=HOSTS,
         default=HOSTS[0],
         help="MQTT broker that end-to-end and fault tests run the bridge with (%(default)s)",
+    )
+    group.addoption(
+        "--driver",
+        choices=tuple(DRIVERS),
+        default="native",
+        help="driver of the link that tests of links run with, each in the environment that has it (%(default)s)",
     )
     group.addoption("--rocketmq-version", default=DEFAULT_VERSION, help="RocketMQ that is started (%(default)s)")
 
@@ -134,6 +142,14 @@ def rocketmq(
     server = asyncio.run(run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
     yield SharedRocketMQ(server.namesrv, server.broker_address, server.version, server.jars)
     server.kill()
+
+
+@pytest.fixture
+def link_settings(request: pytest.FixtureRequest, rocketmq: SharedRocketMQ) -> RocketMQSettings:
+    """Return how the driver that `--driver` names reaches the shared RocketMQ."""
+    driver = request.config.getoption("--driver")
+    proxy = request.getfixturevalue("rocketmq_proxy") if driver == "grpc" else None
+    return RocketMQSettings(driver=driver, namesrv=rocketmq.namesrv, proxy=proxy)
 
 
 @pytest.fixture
