@@ -1,0 +1,290 @@
+"""Apache's client as the bridge uses it; the only module that imports the package `rocketmq`.
+
+Its public calls block, retry by themselves, hide the queue of what was received, or lose their future on the way: these
+subclasses reach one layer below. So the package is pinned to 5.1 in pyproject.toml.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+from rocketmq import ClientConfiguration, Credentials, FilterExpression, Message, Producer, SimpleConsumer
+from rocketmq.grpc_protocol import Code, MessageType, Permission, QueryRouteRequest
+from rocketmq.v5.exception import ClientException
+from rocketmq.v5.util import MessagingResultChecker
+
+from mq2mqtt.errors import (
+    BridgeError,
+    LinkError,
+    MessageRejectedError,
+    NotAuthorizedError,
+    NotConnectedError,
+    TopicNotFoundError,
+)
+from mq2mqtt.link import Queue
+from mq2mqtt.link.grpc.incoming import GrpcMessage
+from mq2mqtt.link.grpc.route import Route
+from mq2mqtt.message import RocketMessage
+
+__all__ = [
+    "Incoming",
+    "LinkConsumer",
+    "LinkProducer",
+    "ask_route",
+    "configuration",
+    "outgoing",
+    "to_route",
+    "translate",
+]
+
+REQUEST_SECONDS = 3
+# The least that the proxy allows for both, by default.
+_POLL_SECONDS = 5
+RECEIVE_MESSAGES = 32
+
+_REJECTED = {
+    Code.ILLEGAL_MESSAGE_TAG,
+    Code.ILLEGAL_MESSAGE_KEY,
+    Code.ILLEGAL_MESSAGE_GROUP,
+    Code.ILLEGAL_MESSAGE_ID,
+    Code.ILLEGAL_MESSAGE_PROPERTY_KEY,
+    Code.MESSAGE_CORRUPTED,
+    Code.MESSAGE_BODY_EMPTY,
+    Code.MESSAGE_BODY_TOO_LARGE,
+    Code.MESSAGE_PROPERTIES_TOO_LARGE,
+    Code.PAYLOAD_TOO_LARGE,
+    Code.REQUEST_HEADER_FIELDS_TOO_LARGE,
+}
+_NOT_AUTHORIZED = {Code.UNAUTHORIZED, Code.FORBIDDEN, Code.PAYMENT_REQUIRED}
+# The proxy makes one code of nearly all that a broker says; this is the remark of the broker's code 13.
+_BROKER_REJECTED = "the message is illegal"
+
+
+def configuration(proxy: str, *, access_key: str | None, secret_key: str | None) -> Any:  # noqa: ANN401
+    """Return how to reach `proxy`: `host:port`, several IPv4 addresses with `;` between them."""
+    return ClientConfiguration(proxy, Credentials(access_key, secret_key), request_timeout=REQUEST_SECONDS)
+
+
+def translate(error: BaseException) -> BridgeError:
+    """Return the bridge's error for one of the client's; the only place that does."""
+    if isinstance(error, grpc.RpcError):
+        return _for_rpc(error)
+    if isinstance(error, ClientException) and error.code:
+        return _for_code(error.code, str(error.args[0]))
+    return LinkError(f"{type(error).__name__}: {error}")
+
+
+def _for_rpc(error: Any) -> BridgeError:  # noqa: ANN401 - grpc has no types
+    code, details = error.code(), error.details()
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return NotConnectedError(f"the proxy does not answer: {details}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return LinkError("the proxy did not answer in time")
+    if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
+        return NotAuthorizedError(f"the proxy refuses: {details}")
+    return LinkError(f"{code.name}: {details}")
+
+
+def _for_code(code: int, text: str) -> BridgeError:
+    text = f"{text.splitlines()[0] if text else 'no reason given'} ({Code.Name(code)})"
+    if code in _REJECTED or _BROKER_REJECTED in text:
+        return MessageRejectedError(text)
+    if code in _NOT_AUTHORIZED:
+        return NotAuthorizedError(text)
+    if code == Code.TOPIC_NOT_FOUND:
+        return TopicNotFoundError(text)
+    return LinkError(text)
+
+
+class LinkProducer(Producer):  # type: ignore[misc]  # has no types
+    """A producer that sends once: the delivery loop owns retries."""
+
+    max_body = Producer.DEFAULT_MAX_BODY_SIZE
+    """Bytes, as the proxy says with its settings."""
+
+    def reset_setting(self, settings: Any) -> None:  # noqa: ANN401
+        """Take the proxy's settings, in the client's thread."""
+        self.max_body = settings.publishing.max_body_size or self.max_body
+        settings.backoff_policy.max_attempts = 1
+        super().reset_setting(settings)
+
+    def hold_route(self, topic: str) -> None:
+        """Ask for the route of `topic` that a send needs and would ask for itself. Blocks for a request."""
+        self.route_manager.update_topic_route(topic)
+
+
+def outgoing(message: RocketMessage, *, group: str) -> Any:  # noqa: ANN401
+    """Return `message` as the client sends it, in message group `group`."""
+    made = Message()
+    made.topic = message.topic
+    made.body = message.body
+    made.message_group = group
+    for name, value in message.properties.items():
+        if not value:
+            continue
+        if name == "TAGS":
+            made.tag = value
+        elif name == "KEYS":
+            made.keys = value
+        else:
+            # `add_property` takes no value of spaces.
+            made.properties[name] = value
+    return made
+
+
+class Incoming:
+    """A message that was received, and what the client needs to answer for it."""
+
+    __slots__ = ("handle", "message", "problem")
+
+    def __init__(self, received: Any, queue: Any) -> None:  # noqa: ANN401
+        system = received.system_properties
+        self.handle = Message()
+        self.problem: str | None = None
+        """Why it can't be read."""
+        try:
+            self.handle.fromProtobuf(received)
+            if self.handle.corrupted:
+                self.problem = "its body does not match its checksum"
+        except Exception as error:  # noqa: BLE001 - whatever was stored: a body in an unknown compression
+            self.problem = f"{type(error).__name__}: {error}"
+            self.handle.topic = received.topic.name
+            self.handle.message_id = system.message_id
+            self.handle.receipt_handle = system.receipt_handle
+        self.handle.endpoints = queue.endpoints
+        self.message = GrpcMessage(
+            topic=received.topic.name,
+            body=b"" if self.problem else self.handle.body,
+            properties=_properties(received),
+            born_ms=system.born_timestamp.ToMilliseconds(),
+            broker=queue.message_queue0().broker.name,
+            queue_id=system.queue_id,
+            offset=system.queue_offset,
+        )
+
+
+def _properties(received: Any) -> dict[str, str]:  # noqa: ANN401
+    system = received.system_properties
+    properties = dict(received.user_properties)
+    named = {"TAGS": system.tag, "KEYS": " ".join(system.keys), "UNIQ_KEY": system.message_id}
+    return properties | {name: value for name, value in named.items() if value}
+
+
+class LinkConsumer(SimpleConsumer):  # type: ignore[misc]  # has no types
+    """A simple consumer of one topic whose calls all return futures.
+
+    Args:
+        config: as `configuration` makes it.
+        group: consumer group.
+        topic: what it reads.
+        tags: tag expression.
+        tls: whether it connects with TLS.
+        on_settings: called in the client's thread when the proxy has answered whether the group keeps order.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only but for one
+        self,
+        config: Any,  # noqa: ANN401
+        *,
+        group: str,
+        topic: str,
+        tags: str,
+        tls: bool,
+        on_settings: Callable[[bool], None],
+    ) -> None:
+        super().__init__(config, group, {topic: FilterExpression(tags)}, await_duration=_POLL_SECONDS, tls_enable=tls)
+        self._topic = topic
+        self._on_settings = on_settings
+
+    def reset_setting(self, settings: Any) -> None:  # noqa: ANN401
+        """Take the proxy's settings, in the client's thread."""
+        super().reset_setting(settings)
+        self._on_settings(settings.subscription.fifo)
+
+    def hold_queues(self) -> dict[str, Any]:
+        """Ask for the route; return one readable queue for each broker's name. Blocks for a request."""
+        self.route_manager.update_topic_route(self._topic)
+        return self.queues()
+
+    def queues(self) -> dict[str, Any]:
+        """Return one readable queue for each broker's name, by the route that the client has.
+
+        The proxy gives the messages of all of a broker's queues for any of them.
+        """
+        route = self.route_manager.retrieve_topic_route_data(self._topic)
+        queues = [queue for queue in route.message_queues if queue.is_readable() and queue.is_master_broker()]
+        return {queue.message_queue0().broker.name: queue for queue in queues}
+
+    def ask_settings(self, queue: Any) -> None:  # noqa: ANN401
+        """Tell the proxy of `queue` who this is, and have it answer with the group's settings.
+
+        A proxy that was started again knows nobody; the client itself would tell it after 5 to 10 minutes.
+        """
+        self._rpc_channel_io_loop().call_soon_threadsafe(self.on_new_endpoints, queue.endpoints)
+
+    def take(self, queue: Any, *, hidden: int) -> Future[list[Any]]:  # noqa: ANN401
+        """Receive what `queue`'s broker has, or has within some seconds; hide it from others for `hidden` seconds."""
+        request = self._receive_req(self._topic, queue, RECEIVE_MESSAGES, False, hidden, _POLL_SECONDS)  # noqa: FBT003
+        return asyncio.run_coroutine_threadsafe(self._take(queue, request), self._rpc_channel_io_loop())
+
+    async def _take(self, queue: Any, request: Any) -> list[Any]:  # noqa: ANN401 - in the client's thread
+        call = await self.rpc_client.receive_message(
+            queue.endpoints, request, metadata=self.sign(), timeout=REQUEST_SECONDS + _POLL_SECONDS
+        )
+        received = []
+        status = None
+        try:
+            async for response in call:
+                if response.HasField("status"):
+                    status = response.status
+                elif response.HasField("message"):
+                    received.append(response.message)
+        except asyncio.CancelledError:
+            # The proxy gives others what comes after this.
+            call.cancel()
+            raise
+        MessagingResultChecker.check(status)
+        return received
+
+    def acknowledge(self, handle: Any) -> Future[None]:  # noqa: ANN401
+        """Say that a message is done. `ack_async` makes this future and does not return it."""
+        future: Future[None] = self._ack_async(handle)
+        return future
+
+    def hide(self, handle: Any, seconds: int) -> Future[None]:  # noqa: ANN401
+        """Have a message come again in `seconds` from now unless it is acknowledged."""
+        future: Future[None] = self._change_invisible_duration_async(handle, seconds)
+        return future
+
+
+def ask_route(client: Any, topic: str) -> Future[Any]:  # noqa: ANN401
+    """Ask for a route; `to_route` reads the answer. The client's own question hides why there is none."""
+    config = client.client_configuration
+    request = QueryRouteRequest()
+    request.topic.name = topic
+    request.endpoints.CopyFrom(config.rpc_endpoints.endpoints)
+    answer: Future[Any] = client.rpc_client.query_topic_route_async(
+        config.rpc_endpoints, request, metadata=client.sign(), timeout=REQUEST_SECONDS
+    )
+    return answer
+
+
+def to_route(topic: str, response: Any) -> Route:  # noqa: ANN401
+    """Read the answer of `ask_route`.
+
+    Raises:
+        BridgeError: there is no route.
+    """
+    if response.status.code != Code.OK:
+        raise _for_code(response.status.code, response.status.message)
+    masters = [queue for queue in response.message_queues if queue.broker.id == 0]
+    writable = [queue for queue in masters if queue.permission in {Permission.WRITE, Permission.READ_WRITE}]
+    readable = [queue for queue in masters if queue.permission in {Permission.READ, Permission.READ_WRITE}]
+    return Route(
+        topic=topic,
+        queues=tuple(sorted(Queue(topic, queue.broker.name, queue.id) for queue in writable)),
+        readable=bool(readable),
+        ordered=all(MessageType.FIFO in queue.accept_message_types for queue in writable),
+    )

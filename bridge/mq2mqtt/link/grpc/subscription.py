@@ -1,0 +1,379 @@
+"""One topic consumed in one group: long polls, what is out, its renewal and its acknowledgement."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from mq2mqtt.errors import BridgeError, LinkError, NotConnectedError
+from mq2mqtt.link import GroupMember, Subscription
+from mq2mqtt.link.grpc import client
+from mq2mqtt.link.grpc.answers import Answers
+from mq2mqtt.message import ReceivedMessage
+
+if TYPE_CHECKING:
+    from mq2mqtt.link.grpc.incoming import GrpcMessage
+
+__all__ = ["GrpcSubscription", "Reader"]
+
+_HIDDEN_SECONDS = 20
+"""What a bridge that is killed had received comes again after this."""
+_RENEW_SECONDS = 5.0
+_SETTINGS_SECONDS = 3.0
+_RETRY_SECONDS = 1.0
+_ROUTE_SECONDS = 5.0
+_CLOSE_SECONDS = 3.0
+_READY_BATCHES = 64
+
+
+class Reader:
+    """A consumer that is in its group or on the way there.
+
+    Args:
+        config: as `client.configuration` makes it.
+        tls: whether it connects with TLS.
+        topic: what it reads.
+        group: consumer group.
+        tags: tag expression.
+    """
+
+    def __init__(self, *, config: Any, tls: bool, topic: str, group: str, tags: str) -> None:  # noqa: ANN401
+        self.topic = topic
+        self.group = group
+        self.answers = Answers(client.translate)
+        self._config, self._tls, self._tags = config, tls, tags
+        self._consumer: client.LinkConsumer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._in_order: bool | None = None
+        """What the proxy last said of the group."""
+        self._settings: set[asyncio.Future[bool]] = set()
+
+    @property
+    def consumer(self) -> client.LinkConsumer:
+        """The client's; once connected.
+
+        Raises:
+            NotConnectedError: it is closed.
+        """
+        if self._consumer is None:
+            raise NotConnectedError("closed")
+        return self._consumer
+
+    async def connect(self) -> dict[str, Any]:
+        """Join the group; return one readable queue for each broker's name. May be called again after an error.
+
+        Raises:
+            BridgeError: the topic or the proxy is not there, or the group does not keep order.
+        """
+        # The first time that it hears of a proxy, the client asks for the settings.
+        first = self._consumer is None
+        if self._consumer is None:
+            self._consumer = await asyncio.to_thread(self._start)
+        consumer = self._consumer
+        route = client.to_route(self.topic, await self.answers.of(client.ask_route(consumer, self.topic)))
+        route.require_readable()
+        try:
+            queues = await asyncio.to_thread(consumer.hold_queues)
+        except Exception as error:
+            raise client.translate(error) from error
+        if not queues:
+            raise LinkError(f"topic {self.topic} has no readable queue")
+        await self.require_order(next(iter(queues.values())), ask=not first)
+        return queues
+
+    def _start(self) -> client.LinkConsumer:
+        consumer = client.LinkConsumer(
+            self._config,
+            group=self.group,
+            topic=self.topic,
+            tags=self._tags,
+            tls=self._tls,
+            on_settings=self._on_settings,
+        )
+        consumer.startup()
+        return consumer
+
+    async def require_order(self, queue: Any, *, ask: bool = True) -> None:  # noqa: ANN401
+        """Return when the proxy of `queue` knows this consumer and the group keeps order.
+
+        Raises:
+            LinkError: it does not answer, or the group does not.
+        """
+        if ask or self._in_order is None:
+            await self._next_settings(queue, ask=ask)
+        if not self._in_order:
+            raise LinkError(
+                f"consumer group {self.group} does not exist, or gives its members no order: mqadmin updateSubGroup "
+                f"-n NAMESRV -c CLUSTER -g {self.group} -o true -r 1000000"
+            )
+
+    async def _next_settings(self, queue: Any, *, ask: bool) -> None:  # noqa: ANN401
+        answer: asyncio.Future[bool] = self._loop.create_future()
+        self._settings.add(answer)
+        try:
+            if ask:
+                self.consumer.ask_settings(queue)
+            async with asyncio.timeout(_SETTINGS_SECONDS):
+                await answer
+        except TimeoutError:
+            raise LinkError("the proxy does not answer for the settings of the group") from None
+        finally:
+            self._settings.discard(answer)
+
+    def _on_settings(self, in_order: bool) -> None:  # noqa: FBT001 - in the client's thread
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._have_settings, in_order)
+
+    def _have_settings(self, in_order: bool) -> None:  # noqa: FBT001
+        self._in_order = in_order
+        for answer in self._settings:
+            if not answer.done():
+                answer.set_result(in_order)
+
+    async def take(self, queue: Any) -> list[client.Incoming]:  # noqa: ANN401
+        """Wait some seconds for messages of `queue`'s broker; raises `BridgeError`."""
+        received = await self.answers.of(self.consumer.take(queue, hidden=_HIDDEN_SECONDS))
+        return [client.Incoming(message, queue) for message in received]
+
+    async def acknowledge(self, handle: Any) -> None:  # noqa: ANN401
+        """Say that a message is done; raises `BridgeError`."""
+        await self.answers.of(self.consumer.acknowledge(handle))
+
+    async def hide(self, handle: Any, seconds: int) -> None:  # noqa: ANN401
+        """Have a message come again in `seconds`; raises `BridgeError`."""
+        receipt = handle.receipt_handle
+        try:
+            await self.answers.of(self.consumer.hide(handle, seconds))
+        except BridgeError:
+            # The client takes the answer's, which has none.
+            handle.receipt_handle = receipt
+            raise
+
+    async def close(self) -> None:
+        """Leave the group. Idempotent."""
+        self.answers.close()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await asyncio.to_thread(consumer.shutdown)
+
+
+class _Out:
+    """A message that was handed out and is not settled."""
+
+    __slots__ = ("handle", "message", "renew_at")
+
+    def __init__(self, incoming: client.Incoming, *, now: float) -> None:
+        self.message = incoming.message
+        self.handle = incoming.handle
+        self.renew_at = now + _RENEW_SECONDS
+
+
+class GrpcSubscription(Subscription):
+    """See `Subscription`. RocketMQ bounds what is out: 32 messages of each queue.
+
+    Args:
+        reader: not connected yet; this owns it.
+        name: of the one member that is known.
+        left: called when the group may be joined again.
+    """
+
+    def __init__(self, reader: Reader, *, name: str, left: Callable[[], object]) -> None:
+        self._reader = reader
+        self._name = name
+        self._left = left
+        self._loop = asyncio.get_running_loop()
+        self._problem: str | None = "not connected yet"
+        self._troubles: dict[str, str] = {}
+        """By broker."""
+        self._batches: deque[list[GrpcMessage]] = deque()  # bounded by `_hand_out`
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._out: dict[tuple[str, int, int], _Out] = {}
+        self._unreadable = 0
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._acknowledging: set[asyncio.Task[None]] = set()
+        self._polls: dict[str, asyncio.Task[None]] = {}
+        self._tasks = [self._task(self._run(), "run"), self._task(self._renew(), "renew")]
+
+    def _task(self, coroutine: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        return asyncio.create_task(coroutine, name=f"mq2mqtt.grpc.{what}[{self._reader.group}]")
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be received now (Subscription)."""
+        if self._closed:
+            return "closed"
+        return self._problem or next(iter(self._troubles.values()), None)
+
+    @property
+    def lag(self) -> int:
+        """What is out: the client does not tell what waits in RocketMQ (Subscription)."""
+        return len(self._out)
+
+    @property
+    def unreadable(self) -> int:
+        """Messages so far that could not be decoded (Subscription)."""
+        return self._unreadable
+
+    async def members(self) -> tuple[GroupMember, ...]:
+        """Return this one alone: the client does not tell of others (Subscription)."""
+        return (GroupMember(self._name, ours=True),)
+
+    def __aiter__(self) -> AsyncIterator[Sequence[ReceivedMessage]]:
+        """Yield batches (Subscription)."""
+        return self
+
+    async def __anext__(self) -> Sequence[ReceivedMessage]:
+        """Return the next batch."""
+        while not self._closed:
+            if self._batches:
+                self._room.set()
+                return self._batches.popleft()
+            self._arrived.clear()
+            await self._arrived.wait()
+        raise StopAsyncIteration
+
+    def settle(self, message: ReceivedMessage) -> None:
+        """Acknowledge `message` (Subscription)."""
+        out = self._out.get((message.broker, message.queue_id, message.offset))
+        if out is None or out.message is not message or self._closed:
+            return
+        del self._out[out.message.place]
+        self._acknowledge(out.handle)
+
+    async def close(self) -> None:
+        """Leave the group; have it given at once what is not settled (Subscription)."""
+        if self._closing is None:
+            self._closed = True
+            self._arrived.set()
+            self._closing = self._task(self._leave(), "leave")
+        await asyncio.shield(self._closing)
+
+    # Receiving
+
+    async def _run(self) -> None:
+        """Stay in the group, and poll each broker that has queues."""
+        while True:
+            try:
+                queues = await self._reader.connect()
+                self._problem = None
+                await self._keep_polling(queues)
+            except BridgeError as error:
+                self._problem = str(error)
+            except Exception:  # noqa: BLE001 - a task's top edge: one rule's bug must not stop the others
+                logger.exception("consumer group {}: unexpected error, trying again", self._reader.group)
+                self._problem = "internal error, see the log"
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _keep_polling(self, queues: dict[str, Any]) -> None:
+        while True:
+            for broker in queues.keys() - self._polls.keys():
+                self._polls[broker] = self._task(self._poll(broker, queues[broker]), f"poll.{broker}")
+            for broker in self._polls.keys() - queues.keys():
+                self._polls.pop(broker).cancel()
+                self._troubles.pop(broker, None)
+            await asyncio.sleep(_ROUTE_SECONDS)
+            queues = self._reader.consumer.queues()
+
+    async def _poll(self, broker: str, queue: Any) -> None:  # noqa: ANN401
+        """Receive from one broker; what goes wrong there is its trouble alone."""
+        known = True
+        while True:
+            try:
+                if not known:
+                    await self._reader.require_order(queue)
+                    known = True
+                received = await self._reader.take(queue)
+            except BridgeError as error:
+                self._troubles[broker] = str(error)
+                known = False
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            self._troubles.pop(broker, None)
+            await self._hand_out(received)
+
+    async def _hand_out(self, received: list[client.Incoming]) -> None:
+        """Queue what is new, in batches of one queue each; wait while too much is queued."""
+        fresh = [incoming.message for incoming in received if self._is_new(incoming)]
+        for _, batch in groupby(fresh, key=lambda message: message.queue_id):
+            self._batches.append(list(batch))
+        self._arrived.set()
+        while len(self._batches) > _READY_BATCHES:
+            self._room.clear()
+            await self._room.wait()
+
+    def _is_new(self, incoming: client.Incoming) -> bool:
+        message = incoming.message
+        if incoming.problem is not None:
+            self._unreadable += 1
+            where = "/".join(map(str, message.place))
+            logger.error("topic {}: message {} left out: {}", message.topic, where, incoming.problem)
+            self._acknowledge(incoming.handle)
+            return False
+        out = self._out.get(message.place)
+        if out is not None:
+            # It came again because its renewal failed, and is under way: only the new handle counts.
+            out.handle = incoming.handle
+            return False
+        self._out[message.place] = _Out(incoming, now=self._loop.time())
+        return True
+
+    # What is out
+
+    async def _renew(self) -> None:
+        """Keep what is out hidden from the group."""
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS / 5)
+            now = self._loop.time()
+            due = [out for out in self._out.values() if out.renew_at <= now]
+            for out in due:
+                out.renew_at = now + _RENEW_SECONDS
+            await self._hide(due, _HIDDEN_SECONDS)
+
+    async def _hide(self, out: Sequence[_Out], seconds: int) -> None:
+        # What fails comes again in its time.
+        results = await asyncio.gather(*(self._reader.hide(one.handle, seconds) for one in out), return_exceptions=True)
+        for result in results:
+            if result is not None and not isinstance(result, BridgeError):
+                raise result
+
+    def _acknowledge(self, handle: Any) -> None:  # noqa: ANN401
+        task = self._task(self._try_to_acknowledge(handle), "acknowledge")
+        self._acknowledging.add(task)
+        task.add_done_callback(self._acknowledging.discard)
+
+    async def _try_to_acknowledge(self, handle: Any) -> None:  # noqa: ANN401
+        """Acknowledge until it is done, or the message comes again anyway."""
+        until = self._loop.time() + _HIDDEN_SECONDS
+        while True:
+            try:
+                await self._reader.acknowledge(handle)
+            except BridgeError as error:
+                if self._loop.time() > until or self._closed:
+                    logger.warning("consumer group {}: a message may come again: {}", self._reader.group, error)
+                    return
+            else:
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _leave(self) -> None:
+        """Acknowledge what is settled, give back what is not, and leave."""
+        tasks = [*self._tasks, *self._polls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.gather(*self._acknowledging, return_exceptions=True)
+                await self._hide(list(self._out.values()), 0)
+        except (TimeoutError, BridgeError):
+            logger.warning("consumer group {}: left without an answer, messages may come again", self._reader.group)
+        self._out.clear()
+        self._batches.clear()
+        await self._reader.close()
+        self._left()
