@@ -17,6 +17,7 @@ from mq2mqtt.host import LaneWriter, MqttHost, Subscriber
 from mq2mqtt.instance import Instance
 from mq2mqtt.link import RocketLink
 from mq2mqtt.link.drivers import open_link
+from mq2mqtt.link.refusals import refusals, require_capabilities
 from mq2mqtt.metrics import build_registry
 from mq2mqtt.offline import OfflineQueue
 from mq2mqtt.presence import Connection, Journal, Presence
@@ -46,7 +47,8 @@ class Bridge:
     brought to the intake but client events. A `subscriber` fetches what devices publish, and has to know the rules.
 
     Raises:
-        BridgeError: a lane cannot be used, or another process uses it.
+        BridgeError: a lane cannot be used, or another process uses it; or the link's driver can't do what a rule or a
+            setting asks for, or is not installed.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Bridge:
         writer: LaneWriter | None = None,
         subscriber: Subscriber | None = None,
     ) -> None:
+        require_capabilities(settings.rocketmq, settings.rules)
         self._settings = settings
         self.telemetry = Telemetry()
         self._instance = Instance(settings.spool.path)
@@ -168,9 +171,14 @@ class Bridge:
     def reload(self, settings: Settings) -> None:
         """Go by the rules of `settings` from now on; say what else differs: that needs a restart.
 
-        Connections, and rules that stay the same, notice nothing. Does nothing once the bridge is stopping.
+        Connections, and rules that stay the same, notice nothing. Where the running driver can't do what a rule asks
+        for, nothing changes. Does nothing once the bridge is stopping.
         """
-        if not self._stopping:
+        if self._stopping:
+            return
+        if lines := refusals(self._settings.rocketmq, settings.rules):
+            self.telemetry.reload_refused("\n".join(lines))
+        else:
             diff = self._rules.apply(settings.rule_set)
             self.telemetry.reload_applied(str(diff), needs_restart=_changed_beside_rules(self._settings, settings))
             if not settings.rules:

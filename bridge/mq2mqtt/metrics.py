@@ -43,7 +43,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("rule",),
         "From born in RocketMQ (the producer's clock) to handed to a device, once for each device.",
     ),
-    "mq2mqtt_consumer_lag": ("gauge", ("rule",), "Messages in RocketMQ behind the committed offsets."),
+    "mq2mqtt_consumer_lag": (
+        "gauge",
+        ("rule",),
+        "Messages in RocketMQ behind the committed offsets; not with each driver.",
+    ),
     "mq2mqtt_rule_up": ("gauge", ("rule",), "1 while the last send, fetch or probe succeeded; only enabled rules."),
     "mq2mqtt_connected_clients": ("gauge", (), "MQTT clients connected now."),
     "mq2mqtt_offline_messages": ("gauge", (), "Messages kept for clients, until they are delivered."),
@@ -153,7 +157,7 @@ class _BridgeCollector(Collector):
         )
         yield _histogram("mq2mqtt_uplink_seconds", uplinks)
         yield _histogram("mq2mqtt_downlink_seconds", downlinks)
-        yield _gauge("mq2mqtt_consumer_lag", (((r.rule_id,), r.lag) for r in downlinks))
+        yield _gauge("mq2mqtt_consumer_lag", (((r.rule_id,), r.lag) for r in downlinks if r.lag is not None))
         yield _gauge(
             "mq2mqtt_rule_up",
             (((r.rule_id,), int(r.up)) for r in self._telemetry.told if r.state in (RuleState.UP, RuleState.DOWN)),

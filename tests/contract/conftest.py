@@ -1,12 +1,16 @@
 """Holds the contract of links to what drivers declare, and shows it as a table."""
 
 from collections import Counter, defaultdict
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from mq2mqtt.link.capabilities import capabilities
 from mq2mqtt.link.drivers import DRIVERS
+from mq2mqtt.settings import RocketMQSettings
+from tests.contract import guarded
 
 _Table = defaultdict[tuple[str, str], Counter[str]]
 _TABLE = pytest.StashKey[_Table]()
@@ -15,6 +19,19 @@ _TABLE = pytest.StashKey[_Table]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_TABLE] = _Table(Counter)
+
+
+@pytest.fixture
+def settings_in(driver: str, tmp_path: Path, say: Callable[[str], None]) -> Iterator[guarded.SettingsIn]:
+    """See `guarded.SettingsIn`."""
+    with ExitStack() as stack:
+
+        async def start(kind: str) -> RocketMQSettings:
+            server, settings = await (guarded.over_tls if kind == "tls" else guarded.close_to_strangers)(tmp_path, say)
+            stack.callback(server.kill)
+            return settings.model_copy(update={"driver": driver})
+
+        yield start
 
 
 def _driver(item: pytest.Item) -> str:

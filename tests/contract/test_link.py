@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+from pydantic import SecretStr
 
 from mq2mqtt.errors import (
     ConfigError,
     LinkError,
     MessageRejectedError,
+    NotAuthorizedError,
     NotConnectedError,
     TopicNotFoundError,
 )
@@ -22,6 +24,9 @@ from mq2mqtt.message import ReceivedMessage, RocketBatch, RocketMessage
 from mq2mqtt.quickstart.cluster import create_ordered_group, create_topic
 from mq2mqtt.settings import RocketMQSettings
 from tests import waiting
+from tests.conftest import SharedRocketMQ
+from tests.contract import guarded
+from tests.tcp_proxy import TcpProxy
 
 _DEADLINE = 30.0
 
@@ -40,7 +45,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "driver" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--driver")
         real = pytest.param(chosen, marks=[pytest.mark.e2e, *([pytest.mark.versions] if chosen == "native" else [])])
-        metafunc.parametrize("driver", ["memory", real] if chosen == "native" else [real])
+        # The one in memory has no settings.
+        in_memory = chosen == "native" and not {"settings_in", "link_settings"} & set(metafunc.fixturenames)
+        metafunc.parametrize("driver", ["memory", real] if in_memory else [real])
 
 
 @dataclass
@@ -487,6 +494,50 @@ async def test_queues_take_turns(link: RocketLink, topic: str) -> None:
                 break
 
     assert len(seen) == len(queues)
+
+
+# Settings
+
+
+async def carries(settings: RocketMQSettings, topic: str) -> None:
+    """Show that a message goes both ways."""
+    link = open_link(settings, client_id="one")
+    await link.start()
+    try:
+        queue, *_ = await link.queues(topic)
+        await link.send(queue, numbered(topic, 1))
+        subscription = await link.subscribe(topic, guarded.GROUP, tags="*", start=ConsumeFrom.EARLIEST)
+        assert bodies(await receive(subscription, 1)) == [b"0"]
+    finally:
+        await link.close()
+
+
+@needs("uses_tls", "starts_earliest")
+async def test_a_server_that_takes_tls_alone_is_reached(settings_in: guarded.SettingsIn) -> None:
+    settings = await settings_in("tls")
+    await carries(settings, guarded.TOPIC)
+
+
+@needs("uses_access_keys", "starts_earliest")
+async def test_a_server_with_access_control_lets_in_who_has_the_key(settings_in: guarded.SettingsIn) -> None:
+    settings = await settings_in("keys")
+    await carries(settings, guarded.TOPIC)
+    with pytest.raises(NotAuthorizedError):
+        await carries(settings.model_copy(update={"secret_key": SecretStr("wrong")}), guarded.TOPIC)
+
+
+@needs("maps_addresses", "starts_earliest")
+async def test_a_broker_is_reached_where_the_address_map_says(
+    links: Links, link: RocketLink, link_settings: RocketMQSettings, rocketmq: SharedRocketMQ
+) -> None:
+    topic = await links.topic(link)
+    with TcpProxy() as proxy:
+        elsewhere = {rocketmq.broker_address: proxy.listen(rocketmq.broker_address)}
+        settings = link_settings.model_copy(update={"address_map": elsewhere})
+        await carries(settings, topic)
+        proxy.cut()
+        with pytest.raises(LinkError):
+            await carries(settings, topic)
 
 
 # Members

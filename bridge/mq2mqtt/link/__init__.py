@@ -1,7 +1,8 @@
 """The RocketMQ side of the bridge, as the rest of it sees it.
 
-A driver implements `RocketLink`. It raises only errors of `mq2mqtt.errors` (`LinkError` and below are retriable,
-`MessageRejectedError` is not) and never retries a send by itself: the delivery loop owns retries.
+A driver implements `RocketLink`, and declares what of it it can't do (`mq2mqtt.link.capabilities`). It raises only
+errors of `mq2mqtt.errors` (`LinkError` and below are retriable, `MessageRejectedError` is not) and never retries a
+send by itself: the delivery loop owns retries.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -51,15 +52,15 @@ class Subscription(Protocol):
         """Why nothing can be received now, in words for an operator; `None` after an answered fetch."""
 
     @property
-    def lag(self) -> int:
-        """Messages in RocketMQ behind the committed offsets, as of the last fetch."""
+    def lag(self) -> int | None:
+        """Messages in RocketMQ behind the committed offsets, as of the last fetch; `None` where none can tell."""
 
     @property
     def unreadable(self) -> int:
         """Messages so far that could not be decoded: they are logged and left out."""
 
     async def members(self) -> tuple[GroupMember, ...]:
-        """Who is in the group now, by RocketMQ's own list."""
+        """Who is in the group now, by RocketMQ's own list; nobody where none can tell."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[ReceivedMessage]]: ...
 

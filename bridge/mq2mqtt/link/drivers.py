@@ -39,7 +39,7 @@ class _Module(Protocol):
         """Return a link that is not started; raises `ConfigError` where something that it needs is missing."""
 
     def library(self) -> str:
-        """Return the client library's name, version and where it is; raises `ConfigError` like `make_link`."""
+        """Return package and library in words, with their versions; raises `ConfigError` like `make_link`."""
 
 
 _ALL: Final = (
@@ -94,10 +94,10 @@ def open_link(settings: RocketMQSettings, *, client_id: str) -> RocketLink:
 
 
 def library(driver: Driver) -> str:
-    """Return the client library in words, with its version: `rocketmq-python-client 5.1.2`.
+    """Return the driver's package and client library in words, with their versions.
 
     Raises:
-        ConfigError: it is missing; one line with the remedy.
+        ConfigError: one is missing; one line with the remedy.
     """
     return _module(driver).library()
 
