@@ -19,7 +19,7 @@ from mq2mqtt import explain as explaining
 from mq2mqtt.errors import BridgeError, StoreError
 from mq2mqtt.log import quiet_client, set_up_logging
 from mq2mqtt.message import MqttMessage
-from mq2mqtt.settings.fields import address
+from mq2mqtt.settings.fields import Driver, address
 
 __all__ = ["app", "main"]
 
@@ -106,12 +106,15 @@ def quickstart(
     mosquitto: Annotated[
         bool, typer.Option("--mosquitto", help="Use a Mosquitto with the hook, and the sidecar; default: amqtt.")
     ] = False,
+    driver: Annotated[
+        Driver, typer.Option(help="The bridge's RocketMQ client: docs/drivers.md. With grpc a proxy is started too.")
+    ] = "native",
 ) -> None:
     """Start a real RocketMQ and an MQTT broker with the bridge, and show a round trip both ways."""
     from mq2mqtt.quickstart.session import quickstart as session  # noqa: PLC0415 - the other commands start faster
 
     quiet_client()
-    raise typer.Exit(_run(session(once=once, rocketmq=rocketmq, mosquitto=mosquitto)))
+    raise typer.Exit(_run(session(once=once, rocketmq=rocketmq, mosquitto=mosquitto, driver=driver)))
 
 
 @app.command()

@@ -69,14 +69,16 @@ def start(tmp_path: Path) -> Iterator[StartQuickstart]:
 
 @pytest.mark.parametrize("options", [(), ("--mosquitto",)], ids=["amqtt", "mosquitto"])
 def test_it_ends_after_the_round_trip_with_once(
-    start: StartQuickstart, rocketmq: SharedRocketMQ, options: tuple[str, ...]
+    start: StartQuickstart, rocketmq: SharedRocketMQ, options: tuple[str, ...], request: pytest.FixtureRequest
 ) -> None:
+    driver = request.config.getoption("--driver")
     if options:
         # Skips where Mosquitto, or what the hook is built with, is missing.
         hook_library()
-    quickstart = start("--once", "--rocketmq", rocketmq.namesrv, *options)
+    quickstart = start("--once", "--rocketmq", rocketmq.namesrv, "--driver", driver, *options)
     assert quickstart.process.wait(DEADLINE) == 0, quickstart.output
     output = quickstart.output
+    assert f"\ndriver {driver}: " in output
     assert re.search(r"RocketMQ topic mq_sensors received .*celsius", output)
     assert re.search(r"mqttSecondTopic +/room1/temp", output)
     assert re.search(r"clientId +GID_dev@@@sensor-1", output)

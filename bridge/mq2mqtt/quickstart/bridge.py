@@ -15,10 +15,14 @@ from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.quickstart.prerequisites import Say
 from mq2mqtt.quickstart.process import Child
 
-__all__ = ["INBOUND_TOPIC", "OUTBOUND_TOPIC", "BridgeFailedError", "RunningBridge"]
+__all__ = ["INBOUND_GROUP", "INBOUND_TOPIC", "OUTBOUND_TOPIC", "BridgeFailedError", "RunningBridge"]
 
 OUTBOUND_TOPIC = "mq_sensors"
 INBOUND_TOPIC = "mq_commands"
+
+_NODE = "quickstart"
+_INBOUND_RULE = "commands-in"
+INBOUND_GROUP = f"GID_mq2mqtt_{_INBOUND_RULE}_{_NODE}"
 
 _MQTT_PORT = 1883
 _ADMIN_PORT = 9883
@@ -32,23 +36,26 @@ class BridgeFailedError(BridgeError):
 
 
 class RunningBridge:
-    """An MQTT broker with the bridge, as anybody runs it: in amqtt, or beside Mosquitto. Files are in `directory`."""
+    """An MQTT broker with the bridge, as anybody runs it: in amqtt, or beside Mosquitto. Files are in `directory`.
 
-    def __init__(self, directory: Path, *, namesrv: str) -> None:
+    `rocketmq` is that section of its configuration.
+    """
+
+    def __init__(self, directory: Path, *, rocketmq: dict[str, str]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.config_file = directory / "mq2mqtt.yaml"
         self.log_file = directory / "bridge.log"
         self.mqtt_port = free_port(_MQTT_PORT)
         self.admin_url = f"http://127.0.0.1:{(admin_port := free_port(_ADMIN_PORT))}"
         self._config: dict[str, Any] = {
-            "node": "quickstart",
-            "rocketmq": {"namesrv": namesrv},
+            "node": _NODE,
+            "rocketmq": rocketmq,
             "spool": {"path": "spool"},
             "admin": {"listen": f"127.0.0.1:{admin_port}"},
             "mqtt": {"listen": f"127.0.0.1:{self.mqtt_port}"},
             "rules": [
                 {"id": "telemetry-out", "type": "outbound", "source": "sensors", "target": OUTBOUND_TOPIC},
-                {"id": "commands-in", "type": "inbound", "source": INBOUND_TOPIC, "target": "devices"},
+                {"id": _INBOUND_RULE, "type": "inbound", "source": INBOUND_TOPIC, "target": "devices"},
             ],
         }
         self.mosquitto: RunningMosquitto | None = None

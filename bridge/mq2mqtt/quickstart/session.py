@@ -11,11 +11,12 @@ from pathlib import Path
 
 import typer
 
-from mq2mqtt.errors import BridgeError
+from mq2mqtt.errors import BridgeError, ConfigError
+from mq2mqtt.link.drivers import DRIVERS, library
 from mq2mqtt.link.native import NativeLink
-from mq2mqtt.quickstart.bridge import INBOUND_TOPIC, OUTBOUND_TOPIC, RunningBridge
-from mq2mqtt.quickstart.cluster import create_topic, topic_exists
+from mq2mqtt.quickstart.bridge import RunningBridge
 from mq2mqtt.quickstart.device import Device
+from mq2mqtt.quickstart.drivers import reach
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError
 from mq2mqtt.quickstart.server import find_rocketmq
 from mq2mqtt.quickstart.tour import DEVICE_ID, Tour
@@ -26,13 +27,14 @@ _INTERRUPTED = 130
 _CHECK_INTERVAL = 0.5
 
 
-async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool) -> int:
-    """Run the guided tour in `var/quickstart` below the current directory.
+async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool, driver: str) -> int:
+    """Run the guided tour in `var/quickstart` below the current directory, or `var/quickstart-DRIVER`.
 
     Args:
         once: end after the round trip, instead of staying up until SIGINT or SIGTERM.
         rocketmq: name server `HOST:PORT` to use, instead of starting a RocketMQ.
         mosquitto: run the sidecar beside a Mosquitto with the hook, instead of the bridge in amqtt.
+        driver: the bridge's `rocketmq.driver`; with `grpc` a proxy is started too.
 
     Returns:
         Exit code: 0 when the round trip happened, 1 when it did not, 2 when this machine lacks something, 130 when
@@ -40,7 +42,9 @@ async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool) -> in
     """
     happened = asyncio.Event()
     session = asyncio.create_task(
-        _session(_directory(), once=once, rocketmq=rocketmq, mosquitto=mosquitto, happened=happened),
+        _session(
+            _directory(driver), once=once, rocketmq=rocketmq, mosquitto=mosquitto, driver=driver, happened=happened
+        ),
         name="quickstart.session",
     )
     try:
@@ -48,7 +52,7 @@ async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool) -> in
             await session
     except asyncio.CancelledError:
         return 0 if happened.is_set() else _INTERRUPTED
-    except PrerequisiteError as error:
+    except (PrerequisiteError, ConfigError) as error:
         typer.echo(f"mq2mqtt: {error}", err=True)
         return 2
     except (BridgeError, OSError) as error:
@@ -57,8 +61,9 @@ async def quickstart(*, once: bool, rocketmq: str | None, mosquitto: bool) -> in
     return 0
 
 
-def _directory() -> Path:
-    return Path.cwd() / "var" / "quickstart"
+def _directory(driver: str) -> Path:
+    # Topics are of another type for some drivers.
+    return Path.cwd() / "var" / ("quickstart" if driver == "native" else f"quickstart-{driver}")
 
 
 @contextlib.contextmanager
@@ -73,17 +78,18 @@ def _on_signals(react: Callable[[], object]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def _session(
-    directory: Path, *, once: bool, rocketmq: str | None, mosquitto: bool, happened: asyncio.Event
+async def _session(  # noqa: PLR0913 - the options of the command
+    directory: Path, *, once: bool, rocketmq: str | None, mosquitto: bool, driver: str, happened: asyncio.Event
 ) -> None:
     """Bring everything up, in the order of the flow; whatever ends this takes it down in reverse."""
     async with AsyncExitStack() as stack:
         stack.enter_context(_only_one(directory))
         typer.echo(f"everything is kept in {directory}")
+        typer.echo(f"driver {driver}: {library(DRIVERS[driver])}")
         server = await find_rocketmq(directory / "rocketmq", given=rocketmq, say=typer.echo)
         stack.push_async_callback(server.stop)
-        await _need_topics(server.namesrv)
-        bridge = RunningBridge(directory, namesrv=server.namesrv)
+        section = await reach(driver, server.namesrv, directory=directory / "proxy", stack=stack, say=typer.echo)
+        bridge = RunningBridge(directory, rocketmq=section)
         if mosquitto:
             await bridge.use_mosquitto(typer.echo)
         stack.push_async_callback(bridge.stop)
@@ -125,13 +131,6 @@ def _only_one(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-async def _need_topics(namesrv: str) -> None:
-    for topic in (OUTBOUND_TOPIC, INBOUND_TOPIC):
-        if not await topic_exists(namesrv, topic):
-            await create_topic(namesrv, topic)
-            typer.echo(f"created RocketMQ topic {topic}")
 
 
 def _invite(bridge: RunningBridge, namesrv: str) -> None:
