@@ -1,0 +1,372 @@
+"""One topic pulled in one group: which queues, from where, what is out, and what is committed."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol, TypeVar
+
+from loguru import logger
+
+from mq2mqtt.errors import BridgeError, LinkError
+from mq2mqtt.link import ConsumeFrom, GroupMember, Queue, Subscription
+from mq2mqtt.link.librocketmq.library import Client, Consumer, Producer, Pulled, PullStatus
+from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.rocketmq.message import ReceivedMessage as StoredMessage
+from mq2mqtt.rocketmq.offsets import SettledPrefix
+from mq2mqtt.rocketmq.tags import TagFilter
+
+__all__ = ["Clients", "LibrocketmqSubscription"]
+
+_PULL_MESSAGES: Final = 32  # what a broker gives at most, by default
+_COMMIT_SECONDS: Final = 1.0
+_QUEUES_SECONDS: Final = 10.0
+_RETRY_SECONDS: Final = 1.0
+# The library cannot wait at the broker for a message: it has to be asked again and again.
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.16
+_BIRTH_TRIES: Final = 50
+_BIRTH_PAUSE: Final = 0.1
+_CLOSE_TRIES: Final = 40
+_CLOSE_PAUSE: Final = 0.025
+_BIRTH_GROUP: Final = "GID_mq2mqtt_birth"
+_FAR: Final = 2**62
+
+_Result = TypeVar("_Result")
+_ClientT = TypeVar("_ClientT", bound=Client)
+
+
+class Clients(Protocol):
+    """What a subscription needs of its link."""
+
+    async def queues(self, topic: str) -> tuple[Queue, ...]:
+        """As `RocketLink.queues`."""
+
+    async def find_queues(self, topic: str) -> list[Queue]:
+        """Return the queues of `topic`, or none."""
+
+    def new_client(self, kind: type[_ClientT], group: str) -> _ClientT:
+        """Return a client of the library, not started."""
+
+    def forget(self, group: str) -> None:
+        """Be told that the subscription is closed."""
+
+
+class _Reading:
+    """A queue: what of it is out, and one pull that is not yet."""
+
+    __slots__ = ("careful", "committed", "end", "prefix", "queue", "ready", "ready_end", "retry_at")
+
+    def __init__(self, queue: Queue, start: int, committed: int | None) -> None:
+        self.queue = queue
+        self.prefix = SettledPrefix(start)
+        self.committed = committed
+        self.end = start
+        self.ready: list[StoredMessage] = []
+        self.ready_end = start
+        self.careful = False
+        """The message at the frontier may be one that the library can't read: it is to come alone."""
+        self.retry_at = 0.0
+
+
+class LibrocketmqSubscription(Subscription):
+    """See `Subscription`. It reads every queue, whoever else is in the group."""
+
+    def __init__(self, clients: Clients, *, topic: str, group: str, tags: TagFilter, start: ConsumeFrom) -> None:
+        self._clients = clients
+        self._topic = topic
+        self._group = group
+        self._retry_topic = f"%RETRY%{group}"
+        self._tags = tags
+        self._start = start
+        self._is_born: bool | None = None
+        """Whether RocketMQ knows the group; `None` until that was asked, before the group had a member here."""
+        self._births: dict[Queue, int] = {}
+        self._readings: dict[Queue, _Reading] = {}  # whose turn it is first
+        self._unreadable = 0
+        self._problem: str | None = "not started"
+        self._closed = False
+        self._ready = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._consumer: Consumer | None = None
+        # One, because the library's consumer is not made for more.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="librocketmq-pull")
+        self._closing: asyncio.Task[None] | None = None
+        self._task = asyncio.create_task(self._run(), name=f"mq2mqtt.librocketmq[{group}]")
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be received now (Subscription)."""
+        return "closed" if self._closed else self._problem
+
+    @property
+    def lag(self) -> int:
+        """Messages behind the committed offsets, of all queues (Subscription)."""
+        readings = self._readings.values()
+        return sum(max(0, reading.end - reading.prefix.committable) for reading in readings)
+
+    @property
+    def unreadable(self) -> int:
+        """Messages that librocketmq could not read (Subscription)."""
+        return self._unreadable
+
+    async def members(self) -> tuple[GroupMember, ...]:
+        """Nobody: librocketmq does not tell."""
+        return ()
+
+    def __aiter__(self) -> AsyncIterator[Sequence[ReceivedMessage]]:
+        return self
+
+    async def __anext__(self) -> Sequence[ReceivedMessage]:
+        while not self._closed:
+            for queue in list(self._readings):
+                if messages := self._take(self._readings[queue]):
+                    self._readings[queue] = self._readings.pop(queue)
+                    return messages
+            self._ready.clear()
+            await self._ready.wait()
+        raise StopAsyncIteration
+
+    def _take(self, reading: _Reading) -> list[StoredMessage]:
+        room = reading.prefix.room(reading.ready)
+        if not room:
+            return []
+        messages, reading.ready = reading.ready[:room], reading.ready[room:]
+        frontier = reading.ready[0].offset if reading.ready else reading.ready_end
+        reading.prefix.hand_out(messages, frontier)
+        self._wanted.set()
+        return messages
+
+    def settle(self, message: ReceivedMessage) -> None:
+        """Let the message be committed, once all before it are (Subscription)."""
+        # The topic and the group's retry topic have queues of the same broker and number.
+        for topic in (self._topic, self._retry_topic):
+            reading = self._readings.get(Queue(topic, message.broker, message.queue_id))
+            if reading is not None and isinstance(message, StoredMessage) and reading.prefix.settle(message):
+                if reading.ready:
+                    self._ready.set()
+                return
+
+    async def close(self) -> None:
+        """Commit what is settled, and leave (Subscription)."""
+        if self._closing is None:
+            self._closed = True
+            self._ready.set()
+            self._wanted.set()
+            self._closing = asyncio.create_task(self._end(), name=f"mq2mqtt.librocketmq[{self._group}].close")
+        await asyncio.shield(self._closing)
+
+    async def _end(self) -> None:
+        try:
+            await self._task
+            if self._consumer is not None:
+                try:
+                    await self._commit_for_good(self._consumer)
+                finally:
+                    await self._in_thread(self._consumer.close)
+        finally:
+            self._thread.shutdown(wait=False)
+            self._clients.forget(self._group)
+
+    async def _commit_for_good(self, consumer: Consumer) -> None:
+        """See that what is settled is committed: RocketMQ does not answer a commit, and the connection ends."""
+        await self._commit(consumer)
+        waiting = {
+            reading.queue: reading.committed for reading in self._readings.values() if reading.committed is not None
+        }
+        for _ in range(_CLOSE_TRIES):
+            for queue, offset in list(waiting.items()):
+                if await self._in_thread(consumer.committed, queue) == offset:
+                    del waiting[queue]
+            if not waiting:
+                return
+            await asyncio.sleep(_CLOSE_PAUSE)
+            await self._in_thread(consumer.commit, list(waiting.items()))
+        logger.warning("group {}: RocketMQ did not confirm what is settled; some of it may come again", self._group)
+
+    async def _run(self) -> None:
+        while not self._closed:
+            try:
+                await self._join()
+                await self._receive()
+            except BridgeError as error:
+                self._problem = str(error)
+            except Exception:  # noqa: BLE001 - a task's top edge: it would end unseen
+                logger.exception("group {}: unexpected error", self._group)
+                self._problem = "internal error, see the log"
+            await self._pause(_RETRY_SECONDS)
+
+    async def _join(self) -> None:
+        """Find the queues and where they begin.
+
+        Raises:
+            LinkError: not now; what is known already is kept.
+        """
+        queues = await self._clients.queues(self._topic)
+        retry_queues = await self._clients.find_queues(self._retry_topic)
+        if self._is_born is None:
+            # Brokers make the retry topic when they first hear of a group. Without it a committed 0 means nothing.
+            self._is_born = bool(retry_queues)
+        consumer = self._consumer
+        if consumer is None:
+            consumer = self._clients.new_client(Consumer, self._group)
+            await self._in_thread(consumer.start)
+            self._consumer = consumer
+        if not self._is_born:
+            await self._bear(consumer, queues)
+            self._is_born = True
+            retry_queues = await self._clients.find_queues(self._retry_topic)
+        for queue in [*queues, *retry_queues]:
+            if queue not in self._readings:
+                self._readings[queue] = await self._begin(consumer, queue)
+        for queue in self._readings.keys() - {*queues, *retry_queues}:
+            if not self._readings[queue].prefix.unsettled:
+                del self._readings[queue]
+
+    async def _bear(self, consumer: Consumer, queues: Sequence[Queue]) -> None:
+        """Commit where a new group begins, and see that RocketMQ knows the group.
+
+        Raises:
+            LinkError: it does not yet.
+        """
+        for queue in queues:
+            if queue not in self._births:
+                ends = self._answered(await self._in_thread(consumer.pull, queue, _FAR), queue)
+                self._births[queue] = ends.min_offset if self._start is ConsumeFrom.EARLIEST else ends.max_offset
+        offsets = list(self._births.items())
+        await self._in_thread(consumer.commit, offsets)
+        # A heartbeat makes the group; the library sends one for all clients when a producer starts.
+        await self._in_thread(self._beat)
+        for _ in range(_BIRTH_TRIES):
+            committed = [await self._in_thread(consumer.committed, queue) == offset for queue, offset in offsets]
+            if all(committed) and await self._clients.find_queues(self._retry_topic):
+                return
+            await asyncio.sleep(_BIRTH_PAUSE)
+        raise LinkError(f"joining group {self._group}: RocketMQ does not know it yet")
+
+    def _beat(self) -> None:
+        producer = self._clients.new_client(Producer, _BIRTH_GROUP)
+        producer.start()
+        producer.close()
+
+    async def _begin(self, consumer: Consumer, queue: Queue) -> _Reading:
+        """Return how `queue` is read from now on; one that the group does not know yet, from its first message."""
+        committed = await self._in_thread(consumer.committed, queue)
+        ends = self._answered(await self._in_thread(consumer.pull, queue, _FAR), queue)
+        if committed is None:
+            # The library says the same when there was no answer. There is one now.
+            committed = await self._in_thread(consumer.committed, queue)
+        reading = _Reading(queue, ends.min_offset if committed is None else committed, committed)
+        reading.end = ends.max_offset
+        return reading
+
+    def _answered(self, pulled: Pulled, queue: Queue) -> Pulled:
+        if pulled.status is PullStatus.NO_ANSWER:
+            raise LinkError(
+                f"broker {queue.broker} does not answer, or does not let topic {queue.topic} be read in group "
+                f"{self._group}"
+            )
+        return pulled
+
+    async def _receive(self) -> None:
+        """Pull until the queues are to be looked for again."""
+        until = time.monotonic() + _QUEUES_SECONDS
+        commit_at = time.monotonic() + _COMMIT_SECONDS
+        pause = _FIRST_PAUSE
+        consumer = self._consumer
+        while consumer is not None and not self._closed and time.monotonic() < until:
+            self._wanted.clear()
+            found = await self._pull(consumer)
+            if time.monotonic() >= commit_at:
+                await self._commit(consumer)
+                commit_at = time.monotonic() + _COMMIT_SECONDS
+            pause = _FIRST_PAUSE if found else min(pause * 2, _LONGEST_PAUSE)
+            if not found:
+                await self._pause(pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait for so long, or until something is taken or the subscription closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+
+    async def _pull(self, consumer: Consumer) -> bool:
+        """Pull from each queue that has nothing ready; return whether there was something."""
+        now = time.monotonic()
+        wanting = [reading for reading in self._readings.values() if not reading.ready and reading.retry_at <= now]
+        plans = [
+            (reading.queue, reading.prefix.frontier, 1 if reading.careful else _PULL_MESSAGES) for reading in wanting
+        ]
+
+        def pull() -> list[Pulled]:
+            tags = " || ".join(sorted(self._tags.tags)) or "*"
+            return [
+                consumer.pull(queue, offset, tags="*" if "%RETRY%" in queue.topic else tags, count=count)
+                for queue, offset, count in plans
+            ]
+
+        found = False
+        problem = None
+        for reading, pulled in zip(wanting, await self._in_thread(pull), strict=True):
+            if pulled.status is PullStatus.NO_ANSWER:
+                reading.retry_at = now + _RETRY_SECONDS
+                problem = f"broker {reading.queue.broker} does not answer a pull from topic {reading.queue.topic}"
+                continue
+            found |= self._keep(reading, pulled)
+        if wanting or problem:
+            self._problem = problem
+        if found:
+            self._ready.set()
+        return found
+
+    def _keep(self, reading: _Reading, pulled: Pulled) -> bool:
+        reading.end = pulled.max_offset
+        if pulled.status is PullStatus.OFFSET_ILLEGAL:
+            # The queue begins later by now, or was made again.
+            reading.prefix.reset(pulled.next_offset)
+            return False
+        frontier = pulled.next_offset
+        if len(pulled.messages) < pulled.found:
+            frontier = self._stumble(reading, pulled)
+        else:
+            reading.careful = False
+        reading.ready = [message for message in pulled.messages if self._tags.matches(message.properties)]
+        reading.ready_end = frontier
+        if not reading.ready:
+            reading.prefix.hand_out([], frontier)
+        return pulled.status is PullStatus.FOUND
+
+    def _stumble(self, reading: _Reading, pulled: Pulled) -> int:
+        """Leave out a message that the library can't read, once it came alone; return where to go on."""
+        if pulled.messages:
+            reading.careful = True
+            return pulled.messages[-1].offset + 1
+        if not reading.careful:
+            reading.careful = True
+            return reading.prefix.frontier
+        reading.careful = False
+        self._unreadable += 1
+        logger.error(
+            "group {}: librocketmq cannot read the message before offset {} of queue {} of topic {} on broker {}: its "
+            "sender or broker has an IPv6 address, or its body is compressed by LZ4 or Zstd; it is left out",
+            self._group,
+            pulled.next_offset,
+            reading.queue.queue_id,
+            reading.queue.topic,
+            reading.queue.broker,
+        )
+        return pulled.next_offset
+
+    async def _commit(self, consumer: Consumer) -> None:
+        offsets = []
+        for reading in self._readings.values():
+            settled = reading.prefix.committable
+            if settled != reading.committed:
+                offsets.append((reading.queue, settled))
+                reading.committed = settled
+        if offsets:
+            await self._in_thread(consumer.commit, offsets)
+
+    async def _in_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
