@@ -141,6 +141,7 @@ async def subscribe(
     tags: str = "*",
     start: ConsumeFrom = ConsumeFrom.EARLIEST,
 ) -> Subscription:
+    """Join a group; on a topic that is new every driver begins with the first message, whatever it is told."""
     group = group or new_group()
     if link in _administrators:
         await create_ordered_group(_administrators[link], group)
@@ -182,7 +183,7 @@ def bodies(messages: Sequence[ReceivedMessage | RocketMessage]) -> list[bytes]:
 # Sending
 
 
-@needs("keeps_order", "receives_in_order", "starts_earliest")
+@needs("keeps_order", "receives_in_order")
 async def test_a_queue_keeps_the_order_of_sends_and_batches(link: RocketLink, single: Queue) -> None:
     for first in range(0, 40, 10):
         await link.send(single, numbered(single.topic, 9, first=first))
@@ -205,7 +206,6 @@ async def test_a_message_is_in_the_queue_it_was_sent_to(link: RocketLink, topic:
         assert (message.broker, message.queue_id, message.offset) == (queues[0].broker, queue_id, offset)
 
 
-@needs("starts_earliest")
 async def test_no_two_messages_have_the_same_place(link: RocketLink, topic: str) -> None:
     queues = await link.queues(topic)
     for number in range(12):
@@ -222,7 +222,6 @@ async def test_no_two_messages_have_the_same_place(link: RocketLink, topic: str)
     [bytes(range(1, 256)), pytest.param(bytes(range(256)), marks=needs("receives_any_body"))],
     ids=["without-nul", "any"],
 )
-@needs("starts_earliest")
 async def test_bodies_and_properties_arrive_as_they_were_sent(
     link: RocketLink, single: Queue, letters: bytes, *, encoded: bool
 ) -> None:
@@ -252,7 +251,6 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
     ("body", "properties"),
     [(b"", {}), (b"x" * (4 << 20) + b"x", {}), (b"x", {"k": "\x01"}), (b"x", {"k": "v" * 40_000})],
 )
-@needs("starts_earliest")
 async def test_an_illegal_message_is_rejected_with_its_batch(
     link: RocketLink, single: Queue, body: bytes, properties: dict[str, str]
 ) -> None:
@@ -286,7 +284,7 @@ async def test_queues_are_sorted_and_the_probe_answers(link: RocketLink, topic: 
     await link.probe(topic)
 
 
-@needs("proves_writing", "proves_reading", "starts_earliest")
+@needs("proves_writing", "proves_reading")
 async def test_what_may_be_written_and_read_is_learnt_without_doing_it(link: RocketLink, single: Queue) -> None:
     group = new_group()
     await link.send(single, numbered(single.topic, 1))
@@ -320,7 +318,6 @@ async def test_a_topic_is_created_once_and_left_as_it_is(link: RocketLink) -> No
     assert len(await link.queues(name)) == 4
 
 
-@needs("starts_earliest")
 async def test_a_topic_that_appears_is_read_from_its_beginning(links: Links, link: RocketLink) -> None:
     name = f"late_{uuid.uuid4().hex[:12]}"
     subscription = await subscribe(link, name)
@@ -360,6 +357,27 @@ async def test_latest_starts_behind_what_is_there(link: RocketLink, topic: str, 
     await receive_nothing(subscription)
 
 
+async def test_a_new_group_misses_nothing_that_comes_from_then_on(link: RocketLink, topic: str) -> None:
+    group = new_group()
+    queues = await link.queues(topic)
+    await link.send(queues[0], numbered(topic, 3))
+    await shown(link, topic, 3)
+    subscription = await join(link, topic, group, start=ConsumeFrom.LATEST)
+    await subscription.close()
+    # Nothing was ever settled; this came while nobody was there.
+    for queue in queues:
+        await link.send(queue, numbered(topic, 1, first=50))
+
+    subscription = await join(link, topic, group, start=ConsumeFrom.LATEST)
+
+    wanted = len(queues)
+    async with asyncio.timeout(_DEADLINE):
+        async for batch in subscription:
+            wanted -= bodies(batch).count(b"50")
+            if not wanted:
+                break
+
+
 @needs("starts_latest")
 async def test_latest_is_applied_at_the_birth_of_a_group_only(link: RocketLink, topic: str) -> None:
     group = new_group()
@@ -389,7 +407,7 @@ async def test_earliest_starts_with_the_first_message(link: RocketLink, topic: s
 # Tags
 
 
-@needs("starts_earliest", "receives_in_order")
+@needs("receives_in_order")
 async def test_only_the_wanted_tags_arrive(link: RocketLink, single: Queue) -> None:
     # "Aa" and "BB" have the same hash, which is all that a broker looks at.
     for number, tag in enumerate(("Aa", "BB", "other", "Aa", "c")):
@@ -425,7 +443,7 @@ async def test_an_expression_without_a_tag_is_refused(link: RocketLink, topic: s
 # Settling
 
 
-@needs("commits_prefix", "starts_earliest")
+@needs("commits_prefix")
 async def test_a_member_gets_again_what_it_did_not_settle_and_what_follows(link: RocketLink, single: Queue) -> None:
     group = new_group()
     await link.send(single, numbered(single.topic, 10))
@@ -441,7 +459,6 @@ async def test_a_member_gets_again_what_it_did_not_settle_and_what_follows(link:
     assert bodies(await receive(subscription, 6)) == [b"%d" % number for number in range(4, 10)]
 
 
-@needs("starts_earliest")
 async def test_nothing_comes_again_once_all_is_settled(link: RocketLink, topic: str) -> None:
     group = new_group()
     for queue in await link.queues(topic):
@@ -455,7 +472,7 @@ async def test_nothing_comes_again_once_all_is_settled(link: RocketLink, topic: 
     await receive_nothing(await join(link, topic, group))
 
 
-@needs("bounds_each_queue", "starts_earliest")
+@needs("bounds_each_queue")
 async def test_at_most_a_thousand_messages_of_a_queue_are_out(link: RocketLink, single: Queue) -> None:
     for first in range(0, 2000, 100):
         await link.send(single, numbered(single.topic, 100, first=first))
@@ -475,7 +492,7 @@ async def test_at_most_a_thousand_messages_of_a_queue_are_out(link: RocketLink, 
     assert bodies(await receive(subscription, 1)) == [b"1500"]
 
 
-@needs("starts_earliest", "chooses_queue")
+@needs("chooses_queue")
 async def test_queues_take_turns(link: RocketLink, topic: str) -> None:
     queues = await link.queues(topic)
     for queue in queues:
@@ -512,13 +529,13 @@ async def carries(settings: RocketMQSettings, topic: str) -> None:
         await link.close()
 
 
-@needs("uses_tls", "starts_earliest")
+@needs("uses_tls")
 async def test_a_server_that_takes_tls_alone_is_reached(settings_in: guarded.SettingsIn) -> None:
     settings = await settings_in("tls")
     await carries(settings, guarded.TOPIC)
 
 
-@needs("uses_access_keys", "starts_earliest")
+@needs("uses_access_keys")
 async def test_a_server_with_access_control_lets_in_who_has_the_key(settings_in: guarded.SettingsIn) -> None:
     settings = await settings_in("keys")
     await carries(settings, guarded.TOPIC)
@@ -526,7 +543,7 @@ async def test_a_server_with_access_control_lets_in_who_has_the_key(settings_in:
         await carries(settings.model_copy(update={"secret_key": SecretStr("wrong")}), guarded.TOPIC)
 
 
-@needs("maps_addresses", "starts_earliest")
+@needs("maps_addresses")
 async def test_a_broker_is_reached_where_the_address_map_says(
     links: Links, link: RocketLink, link_settings: RocketMQSettings, rocketmq: SharedRocketMQ
 ) -> None:
@@ -555,7 +572,7 @@ async def test_the_members_of_a_group_are_listed(links: Links, link: RocketLink,
             await asyncio.sleep(0.02)
 
 
-@needs("starts_earliest", "chooses_queue")
+@needs("chooses_queue")
 async def test_two_members_share_the_queues(links: Links, link: RocketLink, topic: str) -> None:
     group = new_group()
     queues = await link.queues(topic)
@@ -625,7 +642,7 @@ async def test_a_closed_link_says_so(link: RocketLink, single: Queue) -> None:
         await link.send(single, numbered(single.topic, 1))
 
 
-@needs("starts_earliest", "commits_prefix")
+@needs("commits_prefix")
 async def test_settling_after_the_end_is_harmless(link: RocketLink, single: Queue) -> None:
     group = new_group()
     await link.send(single, numbered(single.topic, 1))
@@ -637,7 +654,7 @@ async def test_settling_after_the_end_is_harmless(link: RocketLink, single: Queu
     assert len(await receive(await join(link, single.topic, group), 1)) == 1
 
 
-@needs("starts_earliest", "receives_in_order", "keeps_order")
+@needs("receives_in_order", "keeps_order")
 async def test_waiting_may_be_cancelled_at_any_time_without_a_loss(link: RocketLink, single: Queue) -> None:
     subscription = await join(link, single.topic)
     received: list[ReceivedMessage] = []
@@ -659,7 +676,6 @@ async def _send_slowly(link: RocketLink, queue: Queue, count: int) -> None:
         await link.send(queue, numbered(queue.topic, 1, first=number))
 
 
-@needs("starts_earliest")
 async def test_closing_may_be_cancelled(link: RocketLink, single: Queue) -> None:
     group = new_group()
     await link.send(single, numbered(single.topic, 5))

@@ -62,7 +62,7 @@ class Capabilities:
     )
     starts_latest: bool = _can(
         "A new consumer group begins behind the last message of every queue (`from: latest`).",
-        without="Inbound rules with `from: latest` are refused.",
+        without="A new group misses nothing that comes from then on, but may begin with messages from before.",
     )
     starts_earliest: bool = _can(
         "A new consumer group begins with the first message of every queue (`from: earliest`).",

@@ -50,7 +50,9 @@ def _rule_needs(rule: Rule) -> Iterator[tuple[str, str]]:
         yield "type", "keeps_order"
         return
     yield "type", "receives_in_order"
-    yield "from", f"starts_{rule.start}"
+    # Who asks for the latest is not harmed by more.
+    if rule.start == "earliest":
+        yield "from", "starts_earliest"
     if rule.receipts is not None:
         yield "receipts", "keeps_order"
 

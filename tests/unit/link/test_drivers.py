@@ -138,7 +138,6 @@ def test_a_missing_or_wrong_package_is_one_line_with_the_remedy(name: str, site:
         ("keeps_order", {**IN, "receipts": "mq_receipts"}, "rules[0] (commands-in): receipts"),
         ("keeps_order", {**OUT, "enabled": False}, "rules[0] (sensors-out): type"),
         ("receives_in_order", IN, "rules[0] (commands-in): type"),
-        ("starts_latest", IN, "rules[0] (commands-in): from"),
         ("starts_earliest", {**IN, "from": "earliest"}, "rules[0] (commands-in): from"),
     ],
 )
@@ -185,10 +184,10 @@ def test_the_command_ends_with_the_line(
     lacking: Any,  # noqa: ANN401
     command: str,
 ) -> None:
-    lacking("starts_latest", "uses_tls")
+    lacking("starts_earliest", "uses_tls")
     config = tmp_path / "mq2mqtt.yaml"
     host = {"host": {"url": "mqtt://127.0.0.1:1"}} if command == "sidecar" else {}
-    config.write_text(yaml.safe_dump({"rocketmq": {"tls": True}, "rules": [OUT, IN], **host}))
+    config.write_text(yaml.safe_dump({"rocketmq": {"tls": True}, "rules": [OUT, {**IN, "from": "earliest"}], **host}))
     monkeypatch.setattr(sys, "argv", ["mq2mqtt", command, "-c", str(config)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
