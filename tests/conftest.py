@@ -17,6 +17,7 @@ from mq2mqtt.quickstart.cluster import broker_addresses, create_topic
 from mq2mqtt.quickstart.docker import DockerError, RocketMQContainer
 from mq2mqtt.quickstart.jars import rocketmq_jars
 from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_java, require_postgresql
+from mq2mqtt.quickstart.proxy import Proxy
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION, RocketMQ
 from mq2mqtt.settings import RocketMQSettings
 from tests.new_bridge import HOSTS, choose_host
@@ -142,6 +143,15 @@ def rocketmq(
     server = asyncio.run(run_on_jvm(tmp_path_factory.mktemp("rocketmq"), say=say, version=version))
     yield SharedRocketMQ(server.namesrv, server.broker_address, server.version, server.jars)
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def rocketmq_proxy(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of the proxy that tests share, in front of the shared RocketMQ."""
+    assert rocketmq.jars is not None, "a proxy is started beside a RocketMQ on the JVM only"
+    proxy = asyncio.run(Proxy.on_jvm(tmp_path_factory.mktemp("proxy"), namesrv=rocketmq.namesrv, jars=rocketmq.jars))
+    yield proxy.address
+    proxy.kill()
 
 
 @pytest.fixture
