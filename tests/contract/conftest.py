@@ -70,7 +70,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for capability in capabilities():
             if (key := (driver.name, capability.name)) in table:
                 can = "yes" if getattr(driver.capabilities, capability.name) else "NO"
-                lines.append(f"{capability.name:<18} {can:<4} {_words(table[key])}")
+                lines.append(f"{capability.name:<22} {can:<4} {_words(table[key])}")
         if lines:
             terminalreporter.section(f"what the driver {driver.name} declares, and the tests that need it")
             for line in lines:

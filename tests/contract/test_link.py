@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
+import zstandard
 from pydantic import SecretStr
 
 from mq2mqtt.errors import (
@@ -22,6 +23,8 @@ from mq2mqtt.link.drivers import open_link
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import ReceivedMessage, RocketBatch, RocketMessage
 from mq2mqtt.quickstart.cluster import create_ordered_group, create_topic
+from mq2mqtt.rocketmq import Client
+from mq2mqtt.rocketmq.codes import RequestCode
 from mq2mqtt.settings import RocketMQSettings
 from tests import waiting
 from tests.conftest import SharedRocketMQ
@@ -29,6 +32,7 @@ from tests.contract import guarded
 from tests.tcp_proxy import TcpProxy
 
 _DEADLINE = 30.0
+_COMPRESSED_BY_ZSTD = 0x1 | 2 << 8
 
 
 until = functools.partial(waiting.until, seconds=_DEADLINE)
@@ -57,6 +61,8 @@ class Links:
     make: Callable[[str], Awaitable[RocketLink]]
     create_topic: Callable[[str, int], Awaitable[None]]
     """By an administrator, whatever the driver can do."""
+    send_compressed: Callable[[Queue, bytes], Awaitable[None]]
+    """By another client, with Zstd, to the topic of a queue that is its only one."""
 
     async def topic(self, link: RocketLink, *, queues: int = 4) -> str:
         name = f"link_{uuid.uuid4().hex[:12]}"
@@ -72,6 +78,16 @@ def settings(driver: str, request: pytest.FixtureRequest) -> RocketMQSettings | 
         return None
     found: RocketMQSettings = request.getfixturevalue("link_settings")
     return found
+
+
+async def _send_compressed(namesrv: str, topic: str, body: bytes) -> None:
+    async with Client(namesrv=namesrv, client_id="compressing") as client:
+        (address,) = (await client.masters()).values()
+        # The one-letter names of SEND_MESSAGE_V2.
+        fields = {"a": "GID_z", "b": topic, "c": topic, "d": "4", "e": "0", "f": str(_COMPRESSED_BY_ZSTD)}
+        fields |= {"g": "1700000000000", "h": "0", "i": "TAGS\x01t\x02", "j": "0", "k": "false", "m": "false"}
+        answer = await client.call(address, RequestCode.SEND_MESSAGE_V2, fields, zstandard.compress(body))
+        assert answer.code == 0, answer
 
 
 @pytest.fixture
@@ -98,7 +114,13 @@ async def links(settings: RocketMQSettings | None) -> AsyncIterator[Links]:
             kind = "FIFO" if settings.driver == "grpc" else None
             await create_topic(settings.namesrv, name, queues=queues, message_type=kind)
 
-    yield Links(make, create)
+    async def send_compressed(queue: Queue, body: bytes) -> None:
+        if settings is None:
+            cluster.store(queue, [RocketMessage(queue.topic, body)])
+        else:
+            await _send_compressed(settings.namesrv, queue.topic, body)
+
+    yield Links(make, create, send_compressed)
     for link in made:
         await link.close()
         _administrators.pop(link, None)
@@ -226,9 +248,9 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
     link: RocketLink, single: Queue, letters: bytes, *, encoded: bool
 ) -> None:
     sent: Sequence[RocketMessage] = [
-        RocketMessage(single.topic, letters, {"TAGS": "a", "KEYS": "k1 k2", "näme": "wért \U0001f600"}),
-        RocketMessage(single.topic, letters[:1], {"quote": '"\\\n', "space": " "}),
-        RocketMessage(single.topic, b"x" * 100_000, {"long": "v" * 30_000}),
+        RocketMessage(single.topic, letters, {"TAGS": "a", "KEYS": "k1 k2", "mqttSecondTopic": "/wért \U0001f600"}),
+        RocketMessage(single.topic, letters[:1], {"mqtt5ContentType": '"\\\n', "clientId": " "}),
+        RocketMessage(single.topic, b"x" * 100_000, {"mqtt5UserProperty": "v" * 30_000}),
     ]
     if encoded:
         texts = ["".join(f"{name}\x01{value}\x02" for name, value in message.properties.items()) for message in sent]
@@ -245,6 +267,22 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
         assert message.born_ms > 1_600_000_000_000
         assert message.properties["UNIQ_KEY"]
         assert original.properties.items() <= message.properties.items()
+
+
+@needs("receives_any_property")
+async def test_properties_of_any_name_arrive(link: RocketLink, single: Queue) -> None:
+    await link.send(single, [RocketMessage(single.topic, b"x", {"TAGS": "t", "näme": "wért \U0001f600"})])
+
+    (message,) = await receive(await join(link, single.topic), 1)
+
+    assert message.properties["näme"] == "wért \U0001f600"
+
+
+@needs("reads_every_message")
+async def test_a_compressed_body_arrives_as_it_was(links: Links, link: RocketLink, single: Queue) -> None:
+    await links.send_compressed(single, b"x" * 10_000)
+
+    assert bodies(await receive(await join(link, single.topic), 1)) == [b"x" * 10_000]
 
 
 @pytest.mark.parametrize(
@@ -535,11 +573,14 @@ async def test_a_server_that_takes_tls_alone_is_reached(settings_in: guarded.Set
     await carries(settings, guarded.TOPIC)
 
 
+@pytest.mark.parametrize("refusal", [LinkError, pytest.param(NotAuthorizedError, marks=needs("tells_refusals"))])
 @needs("uses_access_keys")
-async def test_a_server_with_access_control_lets_in_who_has_the_key(settings_in: guarded.SettingsIn) -> None:
+async def test_a_server_with_access_control_lets_in_who_has_the_key(
+    settings_in: guarded.SettingsIn, refusal: type[LinkError]
+) -> None:
     settings = await settings_in("keys")
     await carries(settings, guarded.TOPIC)
-    with pytest.raises(NotAuthorizedError):
+    with pytest.raises(refusal):
         await carries(settings.model_copy(update={"secret_key": SecretStr("wrong")}), guarded.TOPIC)
 
 
@@ -572,7 +613,7 @@ async def test_the_members_of_a_group_are_listed(links: Links, link: RocketLink,
             await asyncio.sleep(0.02)
 
 
-@needs("chooses_queue")
+@needs("chooses_queue", "shares_groups")
 async def test_two_members_share_the_queues(links: Links, link: RocketLink, topic: str) -> None:
     group = new_group()
     queues = await link.queues(topic)

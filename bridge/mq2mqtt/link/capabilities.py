@@ -51,6 +51,10 @@ class Capabilities:
         "A rule without messages proves every 2 s that its brokers answer, and `check` that they let it write.",
         without="An idle outbound rule counts as up while its topic has a route; an obstacle shows with a message.",
     )
+    tells_refusals: bool = _can(
+        "RocketMQ's answer is known where it refuses: a wrong key, no permission, a message that it calls illegal.",
+        without="A refusal looks like an outage. What only RocketMQ calls illegal is not parked: its queue waits.",
+    )
     # Receiving
     receives_in_order: bool = _can(
         "The messages of one queue of RocketMQ are received in their order.",
@@ -59,6 +63,14 @@ class Capabilities:
     receives_any_body: bool = _can(
         "A body is received whole, whatever bytes are in it.",
         without="A message whose body may have been cut at a NUL byte is parked, never delivered.",
+    )
+    receives_any_property: bool = _can(
+        "All properties of a message are received.",
+        without="Those of docs/mapping.md alone are received, so a parked message has no others.",
+    )
+    reads_every_message: bool = _can(
+        "Every message that RocketMQ stores can be read, however its sender compressed it or was connected.",
+        without="What came over IPv6, or is compressed by LZ4 or Zstd, is left out, logged and counted.",
     )
     starts_latest: bool = _can(
         "A new consumer group begins behind the last message of every queue (`from: latest`).",
@@ -79,6 +91,10 @@ class Capabilities:
     shows_lag: bool = _can(
         "It is known how many messages wait in RocketMQ.",
         without="`mq2mqtt_consumer_lag` is missing for inbound rules.",
+    )
+    shares_groups: bool = _can(
+        "The members of a consumer group share its queues out between them.",
+        without="Each member reads all queues: inbound rules with a `group` are refused.",
     )
     lists_members: bool = _can(
         "RocketMQ tells who is in a consumer group.",

@@ -53,6 +53,8 @@ def _rule_needs(rule: Rule) -> Iterator[tuple[str, str]]:
     # Who asks for the latest is not harmed by more.
     if rule.start == "earliest":
         yield "from", "starts_earliest"
+    if rule.group is not None:
+        yield "group", "shares_groups"
     if rule.receipts is not None:
         yield "receipts", "keeps_order"
 
