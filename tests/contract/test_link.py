@@ -192,6 +192,19 @@ async def receive(subscription: Subscription, count: int) -> list[ReceivedMessag
     return messages
 
 
+async def take(subscription: Subscription, count: int) -> list[ReceivedMessage]:
+    """Receive `count`, each settled at once: a driver may hand out no more before."""
+    messages: list[ReceivedMessage] = []
+    async with asyncio.timeout(_DEADLINE):
+        async for batch in subscription:
+            messages += batch
+            for message in batch:
+                subscription.settle(message)
+            if len(messages) >= count:
+                break
+    return messages
+
+
 async def receive_nothing(subscription: Subscription, seconds: float = 0.5) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(seconds):
@@ -211,7 +224,7 @@ async def test_a_queue_keeps_the_order_of_sends_and_batches(link: RocketLink, si
         await link.send(single, numbered(single.topic, 9, first=first))
         await link.send(single, numbered(single.topic, 1, first=first + 9))
 
-    messages = await receive(await join(link, single.topic), 40)
+    messages = await take(await join(link, single.topic), 40)
 
     assert bodies(messages) == [b"%d" % number for number in range(40)]
 
@@ -223,7 +236,7 @@ async def test_a_message_is_in_the_queue_it_was_sent_to(link: RocketLink, topic:
     for queue in queues:
         await link.send(queue, numbered(topic, 2, first=10 * queue.queue_id))
 
-    for message in await receive(await join(link, topic), 8):
+    for message in await take(await join(link, topic), 8):
         queue_id, offset = divmod(int(message.body), 10)
         assert (message.broker, message.queue_id, message.offset) == (queues[0].broker, queue_id, offset)
 
@@ -233,7 +246,7 @@ async def test_no_two_messages_have_the_same_place(link: RocketLink, topic: str)
     for number in range(12):
         await link.send(queues[number % len(queues)], numbered(topic, 1, first=number))
 
-    messages = await receive(await join(link, topic), 12)
+    messages = await take(await join(link, topic), 12)
 
     assert len({(message.broker, message.queue_id, message.offset) for message in messages}) == 12
 
@@ -258,7 +271,7 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
     await link.send(single, sent[:1])
     await link.send(single, sent[1:])
 
-    received = {message.body: message for message in await receive(await join(link, single.topic), 3)}
+    received = {message.body: message for message in await take(await join(link, single.topic), 3)}
 
     assert received.keys() == {message.body for message in sent}
     for original in sent:
@@ -299,7 +312,7 @@ async def test_an_illegal_message_is_rejected_with_its_batch(
         await link.send(single, [*numbered(single.topic, 2), illegal])
     await link.send(single, numbered(single.topic, 1, first=7))
 
-    assert bodies(await receive(await join(link, single.topic), 1)) == [b"7"]
+    assert bodies(await take(await join(link, single.topic), 1)) == [b"7"]
 
 
 @needs("sends_batches")
@@ -365,7 +378,7 @@ async def test_a_topic_that_appears_is_read_from_its_beginning(links: Links, lin
     queue, *_ = await link.queues(name)
     await link.send(queue, numbered(name, 3))
 
-    assert len(await receive(subscription, 3)) == 3
+    assert len(await take(subscription, 3)) == 3
 
 
 # Where a group starts
@@ -375,7 +388,7 @@ async def shown(link: RocketLink, topic: str, count: int) -> None:
     """Wait until `latest` is behind all `count` messages: a broker shows them a moment after it has answered."""
     if count:
         subscription = await join(link, topic, start=ConsumeFrom.EARLIEST)
-        await receive(subscription, count)
+        await take(subscription, count)
         await subscription.close()
 
 
@@ -412,6 +425,8 @@ async def test_a_new_group_misses_nothing_that_comes_from_then_on(link: RocketLi
     async with asyncio.timeout(_DEADLINE):
         async for batch in subscription:
             wanted -= bodies(batch).count(b"50")
+            for message in batch:
+                subscription.settle(message)
             if not wanted:
                 break
 
@@ -439,7 +454,7 @@ async def test_earliest_starts_with_the_first_message(link: RocketLink, topic: s
     for queue in await link.queues(topic):
         await link.send(queue, numbered(topic, 2))
 
-    assert len(await receive(await join(link, topic), 8)) == 8
+    assert len(await take(await join(link, topic), 8)) == 8
 
 
 # Tags
@@ -454,10 +469,7 @@ async def test_only_the_wanted_tags_arrive(link: RocketLink, single: Queue) -> N
 
     subscription = await join(link, single.topic, tags="Aa || c")
 
-    messages = await receive(subscription, 3)
-    assert bodies(messages) == [b"0", b"3", b"4"]
-    for message in messages:
-        subscription.settle(message)
+    assert bodies(await take(subscription, 3)) == [b"0", b"3", b"4"]
 
 
 @needs("shows_lag")
@@ -502,8 +514,7 @@ async def test_nothing_comes_again_once_all_is_settled(link: RocketLink, topic: 
     for queue in await link.queues(topic):
         await link.send(queue, numbered(topic, 50))
     subscription = await join(link, topic, group)
-    for message in await receive(subscription, 200):
-        subscription.settle(message)
+    for message in await take(subscription, 200):
         subscription.settle(message)  # once more has no effect
     await subscription.close()
 
@@ -704,9 +715,12 @@ async def test_waiting_may_be_cancelled_at_any_time_without_a_loss(link: RocketL
         while len(received) < 200:
             try:
                 async with asyncio.timeout(0.003):
-                    received += await anext(aiter(subscription))
+                    batch = await anext(aiter(subscription))
             except TimeoutError:
                 continue
+            received += batch
+            for message in batch:
+                subscription.settle(message)
     await sending
 
     assert bodies(received) == [b"%d" % number for number in range(200)]
