@@ -5,13 +5,20 @@ subclasses reach one layer below. So the package is pinned to 5.1 in pyproject.t
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import grpc
 from rocketmq import ClientConfiguration, Credentials, FilterExpression, Message, Producer, SimpleConsumer
-from rocketmq.grpc_protocol import Code, MessageType, Permission, QueryRouteRequest
+from rocketmq.grpc_protocol import (
+    AckMessageRequest,
+    ChangeInvisibleDurationRequest,
+    Code,
+    MessageType,
+    Permission,
+    QueryRouteRequest,
+)
 from rocketmq.v5.exception import ClientException
 from rocketmq.v5.util import MessagingResultChecker
 
@@ -135,34 +142,34 @@ def outgoing(message: RocketMessage, *, group: str) -> Any:  # noqa: ANN401
 
 
 class Incoming:
-    """A message that was received, and what the client needs to answer for it."""
+    """A message that was received, and the receipt to answer for it with."""
 
-    __slots__ = ("handle", "message", "problem")
+    __slots__ = ("endpoints", "message", "problem", "receipt")
 
     def __init__(self, received: Any, queue: Any) -> None:  # noqa: ANN401
         system = received.system_properties
-        self.handle = Message()
-        self.problem: str | None = None
-        """Why it can't be read."""
-        try:
-            self.handle.fromProtobuf(received)
-            if self.handle.corrupted:
-                self.problem = "its body does not match its checksum"
-        except Exception as error:  # noqa: BLE001 - whatever was stored: a body in an unknown compression
-            self.problem = f"{type(error).__name__}: {error}"
-            self.handle.topic = received.topic.name
-            self.handle.message_id = system.message_id
-            self.handle.receipt_handle = system.receipt_handle
-        self.handle.endpoints = queue.endpoints
+        self.endpoints = queue.endpoints
+        self.receipt: str = system.receipt_handle
+        """A renewal gives another one."""
+        body, self.problem = _body(received)
         self.message = GrpcMessage(
             topic=received.topic.name,
-            body=b"" if self.problem else self.handle.body,
+            body=body,
             properties=_properties(received),
             born_ms=system.born_timestamp.ToMilliseconds(),
             broker=queue.message_queue0().broker.name,
             queue_id=system.queue_id,
             offset=system.queue_offset,
         )
+
+
+def _body(received: Any) -> tuple[bytes, str | None]:  # noqa: ANN401
+    """Return the body, decompressed, and why it can't be read."""
+    try:
+        message = Message().fromProtobuf(received)
+    except Exception as error:  # noqa: BLE001 - whatever was stored, such as a compression that the client lacks
+        return b"", f"{type(error).__name__}: {error}"
+    return message.body, "its body does not match its checksum" if message.corrupted else None
 
 
 def _properties(received: Any) -> dict[str, str]:  # noqa: ANN401
@@ -248,15 +255,56 @@ class LinkConsumer(SimpleConsumer):  # type: ignore[misc]  # has no types
         MessagingResultChecker.check(status)
         return received
 
-    def acknowledge(self, handle: Any) -> Future[None]:  # noqa: ANN401
-        """Say that a message is done. `ack_async` makes this future and does not return it."""
-        future: Future[None] = self._ack_async(handle)
-        return future
+    # The package's own calls for these two give back futures of asyncio that another thread fulfils.
 
-    def hide(self, handle: Any, seconds: int) -> Future[None]:  # noqa: ANN401
-        """Have a message come again in `seconds` from now unless it is acknowledged."""
-        future: Future[None] = self._change_invisible_duration_async(handle, seconds)
-        return future
+    def acknowledge(self, done: Sequence[Incoming]) -> Future[Any]:
+        """Say that messages of one broker are done; `acknowledged` reads the answer."""
+        request = AckMessageRequest()
+        request.group.name = self.consumer_group
+        request.topic.name = self._topic
+        for one in done:
+            request.entries.add(message_id=one.message.properties.get("UNIQ_KEY", ""), receipt_handle=one.receipt)
+        answer: Future[Any] = self.rpc_client.ack_message_async(
+            done[0].endpoints, request, metadata=self.sign(), timeout=REQUEST_SECONDS
+        )
+        return answer
+
+    def hide(self, one: Incoming, seconds: int) -> Future[Any]:
+        """Have a message come again in `seconds` unless it is acknowledged; `hidden` reads the answer."""
+        request = ChangeInvisibleDurationRequest()
+        request.group.name = self.consumer_group
+        request.topic.name = self._topic
+        request.message_id = one.message.properties.get("UNIQ_KEY", "")
+        request.receipt_handle = one.receipt
+        request.invisible_duration.seconds = seconds
+        answer: Future[Any] = self.rpc_client.change_invisible_duration_async(
+            one.endpoints, request, metadata=self.sign(), timeout=REQUEST_SECONDS
+        )
+        return answer
+
+
+def acknowledged(done: Sequence[Incoming], response: Any) -> list[tuple[Incoming, BridgeError]]:  # noqa: ANN401
+    """Read the answer of `acknowledge`: return what it refuses, with the reason."""
+    by_receipt = {one.receipt: one for one in done}
+    refused = [
+        (by_receipt[entry.receipt_handle], _for_code(entry.status.code, entry.status.message))
+        for entry in response.entries
+        if entry.status.code != Code.OK
+    ]
+    if not response.entries and response.status.code != Code.OK:
+        raise _for_code(response.status.code, response.status.message)
+    return refused
+
+
+def hidden(one: Incoming, response: Any) -> None:  # noqa: ANN401
+    """Read the answer of `hide`.
+
+    Raises:
+        BridgeError: it is refused.
+    """
+    if response.status.code != Code.OK:
+        raise _for_code(response.status.code, response.status.message)
+    one.receipt = response.receipt_handle
 
 
 def ask_route(client: Any, topic: str) -> Future[Any]:  # noqa: ANN401

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from loguru import logger
@@ -139,19 +140,13 @@ class Reader:
         received = await self.answers.of(self.consumer.take(queue, hidden=_HIDDEN_SECONDS))
         return [client.Incoming(message, queue) for message in received]
 
-    async def acknowledge(self, handle: Any) -> None:  # noqa: ANN401
-        """Say that a message is done; raises `BridgeError`."""
-        await self.answers.of(self.consumer.acknowledge(handle))
+    async def acknowledge(self, done: Sequence[client.Incoming]) -> list[tuple[client.Incoming, BridgeError]]:
+        """Say that messages of one broker are done; return what is refused. Raises `BridgeError`."""
+        return client.acknowledged(done, await self.answers.of(self.consumer.acknowledge(done)))
 
-    async def hide(self, handle: Any, seconds: int) -> None:  # noqa: ANN401
+    async def hide(self, one: client.Incoming, seconds: int) -> None:
         """Have a message come again in `seconds`; raises `BridgeError`."""
-        receipt = handle.receipt_handle
-        try:
-            await self.answers.of(self.consumer.hide(handle, seconds))
-        except BridgeError:
-            # The client takes the answer's, which has none.
-            handle.receipt_handle = receipt
-            raise
+        client.hidden(one, await self.answers.of(self.consumer.hide(one, seconds)))
 
     async def close(self) -> None:
         """Leave the group. Idempotent."""
@@ -161,15 +156,15 @@ class Reader:
             await asyncio.to_thread(consumer.shutdown)
 
 
+@dataclass(slots=True)
 class _Out:
-    """A message that was handed out and is not settled."""
+    """A message that was handed out, until RocketMQ knows that it is done."""
 
-    __slots__ = ("handle", "message", "renew_at")
-
-    def __init__(self, incoming: client.Incoming, *, now: float) -> None:
-        self.message = incoming.message
-        self.handle = incoming.handle
-        self.renew_at = now + _RENEW_SECONDS
+    incoming: client.Incoming
+    renew_at: float
+    """By the loop's clock, as `until`."""
+    until: float = 0.0
+    """Once it is settled: when it comes again unless it is acknowledged."""
 
 
 class GrpcSubscription(Subscription):
@@ -193,12 +188,19 @@ class GrpcSubscription(Subscription):
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
         self._out: dict[tuple[str, int, int], _Out] = {}
+        """By place: what is not settled."""
+        self._settled: dict[tuple[str, int, int], _Out] = {}
+        """What is, and not acknowledged yet."""
+        self._settling = asyncio.Event()
         self._unreadable = 0
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._acknowledging: set[asyncio.Task[None]] = set()
         self._polls: dict[str, asyncio.Task[None]] = {}
-        self._tasks = [self._task(self._run(), "run"), self._task(self._renew(), "renew")]
+        self._tasks = [
+            self._task(self._run(), "run"),
+            self._task(self._renew(), "renew"),
+            self._task(self._acknowledge(), "acknowledge"),
+        ]
 
     def _task(self, coroutine: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
         return asyncio.create_task(coroutine, name=f"mq2mqtt.grpc.{what}[{self._reader.group}]")
@@ -240,11 +242,17 @@ class GrpcSubscription(Subscription):
 
     def settle(self, message: ReceivedMessage) -> None:
         """Acknowledge `message` (Subscription)."""
-        out = self._out.get((message.broker, message.queue_id, message.offset))
-        if out is None or out.message is not message or self._closed:
+        place = message.broker, message.queue_id, message.offset
+        out = self._out.get(place)
+        if out is None or out.incoming.message is not message or self._closed:
             return
-        del self._out[out.message.place]
-        self._acknowledge(out.handle)
+        del self._out[place]
+        self._done(place, out)
+
+    def _done(self, place: tuple[str, int, int], out: _Out) -> None:
+        out.until = self._loop.time() + _HIDDEN_SECONDS
+        self._settled[place] = out
+        self._settling.set()
 
     async def close(self) -> None:
         """Leave the group; have it given at once what is not settled (Subscription)."""
@@ -309,18 +317,19 @@ class GrpcSubscription(Subscription):
 
     def _is_new(self, incoming: client.Incoming) -> bool:
         message = incoming.message
+        known = self._out.get(message.place) or self._settled.get(message.place)
+        if known is not None:
+            # It came again because the proxy was away, and is under way: only the new receipt counts.
+            known.incoming.receipt = incoming.receipt
+            return False
+        out = _Out(incoming, renew_at=self._loop.time() + _RENEW_SECONDS)
         if incoming.problem is not None:
             self._unreadable += 1
             where = "/".join(map(str, message.place))
             logger.error("topic {}: message {} left out: {}", message.topic, where, incoming.problem)
-            self._acknowledge(incoming.handle)
+            self._done(message.place, out)
             return False
-        out = self._out.get(message.place)
-        if out is not None:
-            # It came again because its renewal failed, and is under way: only the new handle counts.
-            out.handle = incoming.handle
-            return False
-        self._out[message.place] = _Out(incoming, now=self._loop.time())
+        self._out[message.place] = out
         return True
 
     # What is out
@@ -337,29 +346,42 @@ class GrpcSubscription(Subscription):
 
     async def _hide(self, out: Sequence[_Out], seconds: int) -> None:
         # What fails comes again in its time.
-        results = await asyncio.gather(*(self._reader.hide(one.handle, seconds) for one in out), return_exceptions=True)
+        results = await asyncio.gather(
+            *(self._reader.hide(one.incoming, seconds) for one in out), return_exceptions=True
+        )
         for result in results:
             if result is not None and not isinstance(result, BridgeError):
                 raise result
 
-    def _acknowledge(self, handle: Any) -> None:  # noqa: ANN401
-        task = self._task(self._try_to_acknowledge(handle), "acknowledge")
-        self._acknowledging.add(task)
-        task.add_done_callback(self._acknowledging.discard)
-
-    async def _try_to_acknowledge(self, handle: Any) -> None:  # noqa: ANN401
-        """Acknowledge until it is done, or the message comes again anyway."""
-        until = self._loop.time() + _HIDDEN_SECONDS
+    async def _acknowledge(self) -> None:
+        """Acknowledge what is settled."""
         while True:
-            try:
-                await self._reader.acknowledge(handle)
-            except BridgeError as error:
-                if self._loop.time() > until or self._closed:
-                    logger.warning("consumer group {}: a message may come again: {}", self._reader.group, error)
-                    return
-            else:
-                return
-            await asyncio.sleep(_RETRY_SECONDS)
+            while self._settled:
+                if not await self._acknowledge_some():
+                    await asyncio.sleep(_RETRY_SECONDS)
+            self._settling.clear()
+            await self._settling.wait()
+
+    async def _acknowledge_some(self) -> bool:
+        """Acknowledge the first of what is settled, of one broker; return whether that was taken."""
+        now = self._loop.time()
+        places = list(islice(self._settled, client.RECEIVE_MESSAGES))
+        broker = places[0][0]
+        batch = {place: self._settled[place] for place in places if place[0] == broker}
+        problem: BridgeError | None = None
+        refused = {one.place for one in (out.incoming.message for out in batch.values())}
+        try:
+            answers = await self._reader.acknowledge([out.incoming for out in batch.values()])
+            refused = {incoming.message.place for incoming, _ in answers}
+            problem = answers[0][1] if answers else None
+        except BridgeError as error:
+            problem = error
+        for place, out in batch.items():
+            if place not in refused or out.until < now:
+                self._settled.pop(place, None)
+        if problem is not None:
+            logger.warning("consumer group {}: messages may come again: {}", self._reader.group, problem)
+        return problem is None
 
     async def _leave(self) -> None:
         """Acknowledge what is settled, give back what is not, and leave."""
@@ -369,11 +391,13 @@ class GrpcSubscription(Subscription):
         await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.gather(*self._acknowledging, return_exceptions=True)
+                while self._settled and await self._acknowledge_some():
+                    pass
                 await self._hide(list(self._out.values()), 0)
         except (TimeoutError, BridgeError):
             logger.warning("consumer group {}: left without an answer, messages may come again", self._reader.group)
         self._out.clear()
+        self._settled.clear()
         self._batches.clear()
         await self._reader.close()
         self._left()
