@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from mq2mqtt.link import RocketLink
-from mq2mqtt.link.librocketmq.library import Credentials, load
+from mq2mqtt.link.librocketmq.clients import Credentials, load
 from mq2mqtt.link.librocketmq.link import LibrocketmqLink
 from mq2mqtt.settings import RocketMQSettings
 

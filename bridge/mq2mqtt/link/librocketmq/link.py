@@ -9,7 +9,8 @@ from typing import Final, NamedTuple, TypeVar
 
 from mq2mqtt.errors import ConfigError, LinkError, MessageRejectedError, NotConnectedError, TopicNotFoundError
 from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
-from mq2mqtt.link.librocketmq.library import Client, Consumer, Credentials, Library, Producer, PullStatus
+from mq2mqtt.link.librocketmq.clients import Client, Consumer, Credentials, Library, Producer, PullStatus
+from mq2mqtt.link.librocketmq.reading import FAR
 from mq2mqtt.link.librocketmq.receiving import LibrocketmqSubscription
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq import MessageIllegal
@@ -22,7 +23,6 @@ __all__ = ["LibrocketmqLink"]
 _SENDERS: Final = 8
 _ROUTE_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 3.0
-_FAR: Final = 2**62  # beyond the end of any queue
 _GROUP: Final = "GID_mq2mqtt"
 # RocketMQ's own tools pull in it: brokers have it without anybody making it.
 _PROVING_GROUP: Final = "TOOLS_CONSUMER"
@@ -204,7 +204,7 @@ class LibrocketmqLink(RocketLink):
         """
         prover = self._open(self._prover)
         # At its end a queue has nothing to transfer.
-        pulled = await _in(self._proving, prover.pull, queue, self._ends.get(queue, _FAR))
+        pulled = await _in(self._proving, prover.pull, queue, self._ends.get(queue, FAR))
         if pulled.status is PullStatus.NO_ANSWER:
             raise _no_answer(queue)
         self._ends[queue] = pulled.max_offset
@@ -243,7 +243,7 @@ class LibrocketmqLink(RocketLink):
             consumer.start()
             try:
                 for queue in {queue.broker: queue for queue in queues}.values():
-                    if consumer.pull(queue, _FAR).status is PullStatus.NO_ANSWER:
+                    if consumer.pull(queue, FAR).status is PullStatus.NO_ANSWER:
                         return queue
                 return None
             finally:

@@ -11,18 +11,16 @@ from loguru import logger
 
 from mq2mqtt.errors import BridgeError, LinkError
 from mq2mqtt.link import ConsumeFrom, GroupMember, Queue, Subscription
-from mq2mqtt.link.librocketmq.library import Client, Consumer, Producer, Pulled, PullStatus
+from mq2mqtt.link.librocketmq.clients import Client, Consumer, Producer, Pulled, PullStatus
+from mq2mqtt.link.librocketmq.reading import FAR, RETRY_SECONDS, Reading, Step
 from mq2mqtt.message import ReceivedMessage
 from mq2mqtt.rocketmq.message import ReceivedMessage as StoredMessage
-from mq2mqtt.rocketmq.offsets import SettledPrefix
 from mq2mqtt.rocketmq.tags import TagFilter
 
 __all__ = ["Clients", "LibrocketmqSubscription"]
 
-_PULL_MESSAGES: Final = 32  # what a broker gives at most, by default
 _COMMIT_SECONDS: Final = 1.0
 _QUEUES_SECONDS: Final = 10.0
-_RETRY_SECONDS: Final = 1.0
 # The library cannot wait at the broker for a message: it has to be asked again and again.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.16
@@ -31,7 +29,6 @@ _BIRTH_PAUSE: Final = 0.1
 _CLOSE_TRIES: Final = 40
 _CLOSE_PAUSE: Final = 0.025
 _BIRTH_GROUP: Final = "GID_mq2mqtt_birth"
-_FAR: Final = 2**62
 
 _Result = TypeVar("_Result")
 _ClientT = TypeVar("_ClientT", bound=Client)
@@ -53,23 +50,6 @@ class Clients(Protocol):
         """Be told that the subscription is closed."""
 
 
-class _Reading:
-    """A queue: what of it is out, and one pull that is not yet."""
-
-    __slots__ = ("careful", "committed", "end", "prefix", "queue", "ready", "ready_end", "retry_at")
-
-    def __init__(self, queue: Queue, start: int, committed: int | None) -> None:
-        self.queue = queue
-        self.prefix = SettledPrefix(start)
-        self.committed = committed
-        self.end = start
-        self.ready: list[StoredMessage] = []
-        self.ready_end = start
-        self.careful = False
-        """The message at the frontier may be one that the library can't read: it is to come alone."""
-        self.retry_at = 0.0
-
-
 class LibrocketmqSubscription(Subscription):
     """See `Subscription`. It reads every queue, whoever else is in the group."""
 
@@ -83,7 +63,7 @@ class LibrocketmqSubscription(Subscription):
         self._is_born: bool | None = None
         """Whether RocketMQ knows the group; `None` until that was asked, before the group had a member here."""
         self._births: dict[Queue, int] = {}
-        self._readings: dict[Queue, _Reading] = {}  # whose turn it is first
+        self._readings: dict[Queue, Reading] = {}  # whose turn it is first
         self._unreadable = 0
         self._problem: str | None = "not started"
         self._closed = False
@@ -103,8 +83,7 @@ class LibrocketmqSubscription(Subscription):
     @property
     def lag(self) -> int:
         """Messages behind the committed offsets, of all queues (Subscription)."""
-        readings = self._readings.values()
-        return sum(max(0, reading.end - reading.prefix.committable) for reading in readings)
+        return sum(reading.lag for reading in self._readings.values())
 
     @property
     def unreadable(self) -> int:
@@ -121,22 +100,13 @@ class LibrocketmqSubscription(Subscription):
     async def __anext__(self) -> Sequence[ReceivedMessage]:
         while not self._closed:
             for queue in list(self._readings):
-                if messages := self._take(self._readings[queue]):
+                if messages := self._readings[queue].take():
                     self._readings[queue] = self._readings.pop(queue)
+                    self._wanted.set()
                     return messages
             self._ready.clear()
             await self._ready.wait()
         raise StopAsyncIteration
-
-    def _take(self, reading: _Reading) -> list[StoredMessage]:
-        room = reading.prefix.room(reading.ready)
-        if not room:
-            return []
-        messages, reading.ready = reading.ready[:room], reading.ready[room:]
-        frontier = reading.ready[0].offset if reading.ready else reading.ready_end
-        reading.prefix.hand_out(messages, frontier)
-        self._wanted.set()
-        return messages
 
     def settle(self, message: ReceivedMessage) -> None:
         """Let the message be committed, once all before it are (Subscription)."""
@@ -195,7 +165,7 @@ class LibrocketmqSubscription(Subscription):
             except Exception:  # noqa: BLE001 - a task's top edge: it would end unseen
                 logger.exception("group {}: unexpected error", self._group)
                 self._problem = "internal error, see the log"
-            await self._pause(_RETRY_SECONDS)
+            await self._pause(RETRY_SECONDS)
 
     async def _join(self) -> None:
         """Find the queues and where they begin.
@@ -232,7 +202,7 @@ class LibrocketmqSubscription(Subscription):
         """
         for queue in queues:
             if queue not in self._births:
-                ends = self._answered(await self._in_thread(consumer.pull, queue, _FAR), queue)
+                ends = self._answered(await self._in_thread(consumer.pull, queue, FAR), queue)
                 self._births[queue] = ends.min_offset if self._start is ConsumeFrom.EARLIEST else ends.max_offset
         offsets = list(self._births.items())
         await self._in_thread(consumer.commit, offsets)
@@ -250,16 +220,15 @@ class LibrocketmqSubscription(Subscription):
         producer.start()
         producer.close()
 
-    async def _begin(self, consumer: Consumer, queue: Queue) -> _Reading:
+    async def _begin(self, consumer: Consumer, queue: Queue) -> Reading:
         """Return how `queue` is read from now on; one that the group does not know yet, from its first message."""
         committed = await self._in_thread(consumer.committed, queue)
-        ends = self._answered(await self._in_thread(consumer.pull, queue, _FAR), queue)
+        ends = self._answered(await self._in_thread(consumer.pull, queue, FAR), queue)
         if committed is None:
             # The library says the same when there was no answer. There is one now.
             committed = await self._in_thread(consumer.committed, queue)
-        reading = _Reading(queue, ends.min_offset if committed is None else committed, committed)
-        reading.end = ends.max_offset
-        return reading
+        start = ends.min_offset if committed is None else committed
+        return Reading(queue, start=start, committed=committed, end=ends.max_offset)
 
     def _answered(self, pulled: Pulled, queue: Queue) -> Pulled:
         if pulled.status is PullStatus.NO_ANSWER:
@@ -295,68 +264,18 @@ class LibrocketmqSubscription(Subscription):
         """Pull from each queue that has nothing ready; return whether there was something."""
         now = time.monotonic()
         wanting = [reading for reading in self._readings.values() if not reading.ready and reading.retry_at <= now]
-        plans = [
-            (reading.queue, reading.prefix.frontier, 1 if reading.careful else _PULL_MESSAGES) for reading in wanting
-        ]
 
-        def pull() -> list[Pulled]:
-            tags = " || ".join(sorted(self._tags.tags)) or "*"
-            return [
-                consumer.pull(queue, offset, tags="*" if "%RETRY%" in queue.topic else tags, count=count)
-                for queue, offset, count in plans
-            ]
+        def pull() -> list[Step]:
+            return [reading.pull(consumer) for reading in wanting]
 
-        found = False
-        problem = None
-        for reading, pulled in zip(wanting, await self._in_thread(pull), strict=True):
-            if pulled.status is PullStatus.NO_ANSWER:
-                reading.retry_at = now + _RETRY_SECONDS
-                problem = f"broker {reading.queue.broker} does not answer a pull from topic {reading.queue.topic}"
-                continue
-            found |= self._keep(reading, pulled)
-        if wanting or problem:
-            self._problem = problem
+        for reading, step in zip(wanting, await self._in_thread(pull), strict=True):
+            reading.keep(step, self._tags)
+            self._unreadable += step.unreadable
+        self._problem = next((reading.problem for reading in self._readings.values() if reading.problem), None)
+        found = any(reading.ready for reading in wanting)
         if found:
             self._ready.set()
         return found
-
-    def _keep(self, reading: _Reading, pulled: Pulled) -> bool:
-        reading.end = pulled.max_offset
-        if pulled.status is PullStatus.OFFSET_ILLEGAL:
-            # The queue begins later by now, or was made again.
-            reading.prefix.reset(pulled.next_offset)
-            return False
-        frontier = pulled.next_offset
-        if len(pulled.messages) < pulled.found:
-            frontier = self._stumble(reading, pulled)
-        else:
-            reading.careful = False
-        reading.ready = [message for message in pulled.messages if self._tags.matches(message.properties)]
-        reading.ready_end = frontier
-        if not reading.ready:
-            reading.prefix.hand_out([], frontier)
-        return pulled.status is PullStatus.FOUND
-
-    def _stumble(self, reading: _Reading, pulled: Pulled) -> int:
-        """Leave out a message that the library can't read, once it came alone; return where to go on."""
-        if pulled.messages:
-            reading.careful = True
-            return pulled.messages[-1].offset + 1
-        if not reading.careful:
-            reading.careful = True
-            return reading.prefix.frontier
-        reading.careful = False
-        self._unreadable += 1
-        logger.error(
-            "group {}: librocketmq cannot read the message before offset {} of queue {} of topic {} on broker {}: its "
-            "sender or broker has an IPv6 address, or its body is compressed by LZ4 or Zstd; it is left out",
-            self._group,
-            pulled.next_offset,
-            reading.queue.queue_id,
-            reading.queue.topic,
-            reading.queue.broker,
-        )
-        return pulled.next_offset
 
     async def _commit(self, consumer: Consumer) -> None:
         offsets = []
