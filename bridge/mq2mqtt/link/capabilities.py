@@ -98,7 +98,7 @@ class Capabilities:
     )
     lists_members: bool = _can(
         "RocketMQ tells who is in a consumer group.",
-        without="A second bridge with the same `node` is not noticed, and takes a share of the messages away.",
+        without="A second bridge with the same `node` is not noticed.",
     )
     proves_reading: bool = _can(
         "`check` finds out whether a topic may be read in its group, without reading.",

@@ -8,10 +8,10 @@ from typing import Final, Protocol, cast
 
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.link import RocketLink
-from mq2mqtt.link.capabilities import Capabilities
+from mq2mqtt.link.capabilities import Capabilities, capabilities
 from mq2mqtt.settings import RocketMQSettings
 
-__all__ = ["DRIVERS", "Driver", "driver_of", "library", "open_link"]
+__all__ = ["DRIVERS", "Driver", "driver_of", "library", "markdown", "open_link"]
 
 _IMPORT_NAME: Final = "rocketmq"
 """What every RocketMQ package of Python calls itself, so that only one can be installed."""
@@ -106,6 +106,16 @@ def library(driver: Driver) -> str:
         ConfigError: one is missing; one line with the remedy.
     """
     return _module(driver).library()
+
+
+def markdown() -> str:
+    """Return the table of docs/drivers.md: what each driver can do, and what the bridge does where one can't."""
+    lines = [f"| | {' | '.join(f'`{name}`' for name in DRIVERS)} | without it |", f"|---|{'---|' * len(DRIVERS)}---|"]
+    for one in capabilities():
+        can = (getattr(driver.capabilities, one.name) for driver in DRIVERS.values())
+        marks = " | ".join("yes" if yes else "**no**" for yes in can)
+        lines.append(f"| `{one.name}`: {one.means} | {marks} | {one.without} |")
+    return "\n".join(lines) + "\n"
 
 
 def _module(driver: Driver) -> _Module:

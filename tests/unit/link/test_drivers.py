@@ -22,7 +22,8 @@ from mq2mqtt.link.refusals import refusals
 from mq2mqtt.settings import RocketMQSettings, Settings
 from tests.unit.bridge_world import IN, OUT, World
 
-CONTRACT = Path(__file__).parents[2] / "contract" / "test_link.py"
+ROOT = Path(__file__).parents[3]
+CONTRACT = ROOT / "tests" / "contract" / "test_link.py"
 STATUS = {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"}
 
 
@@ -97,6 +98,11 @@ def test_the_contract_of_links_skips_for_each_capability_and_for_nothing_else() 
         for node in ast.walk(ast.parse(CONTRACT.read_text()))
         if isinstance(node, ast.Attribute)
     }
+
+
+def test_the_docs_have_the_table() -> None:
+    """Renew it with: python -c 'from mq2mqtt.link import drivers; print(drivers.markdown(), end="")'."""
+    assert drivers.markdown() in (ROOT / "docs" / "drivers.md").read_text()
 
 
 # How one is made
