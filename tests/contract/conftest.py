@@ -27,7 +27,7 @@ def settings_in(driver: str, tmp_path: Path, say: Callable[[str], None]) -> Iter
     with ExitStack() as stack:
 
         async def start(kind: str) -> RocketMQSettings:
-            server, settings = await (guarded.over_tls if kind == "tls" else guarded.close_to_strangers)(tmp_path, say)
+            server, settings = await guarded.start(kind, driver, tmp_path, say)
             stack.callback(server.kill)
             return settings.model_copy(update={"driver": driver})
 

@@ -1,19 +1,21 @@
 """A RocketMQ that takes TLS alone, or lets in only who has the key, and how a driver is told to reach it."""
 
+import json
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from mq2mqtt.quickstart.cluster import Access, create_topic
+from mq2mqtt.quickstart.cluster import OPEN, Access, create_ordered_group, create_topic
+from mq2mqtt.quickstart.proxy import Proxy
 from mq2mqtt.quickstart.rocketmq import RocketMQ
 from mq2mqtt.settings import RocketMQSettings, TlsSettings, tls_context
 from tests.certificates import Authority
 from tests.conftest import run_on_jvm
 
-__all__ = ["GROUP", "TOPIC", "SettingsIn", "close_to_strangers", "over_tls"]
+__all__ = ["GROUP", "TOPIC", "SettingsIn", "start"]
 
 SettingsIn = Callable[[str], Awaitable[RocketMQSettings]]
 """`await settings_in("tls")` or `("keys")`: starts such a RocketMQ, and returns how the driver reaches it."""
@@ -23,7 +25,23 @@ GROUP = "GID_guarded"
 _OPERATOR = Access("operator", "secret-of-the-operator")
 
 
-async def over_tls(directory: Path, say: Callable[[str], None]) -> tuple[RocketMQ, RocketMQSettings]:
+class Killable(Protocol):
+    """What was started."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+async def start(
+    kind: str, driver: str, directory: Path, say: Callable[[str], None]
+) -> tuple[Killable, RocketMQSettings]:
+    """Start what `SettingsIn` says, for `driver`."""
+    if driver == "grpc":
+        return await (_proxy_over_tls if kind == "tls" else _proxy_close_to_strangers)(directory, say)
+    return await (_over_tls if kind == "tls" else _close_to_strangers)(directory, say)
+
+
+async def _over_tls(directory: Path, say: Callable[[str], None]) -> tuple[RocketMQ, RocketMQSettings]:
     """Start one that takes TLS alone."""
     authority = Authority(directory / "authority")
     theirs = authority.issue("rocketmq")
@@ -49,7 +67,7 @@ async def over_tls(directory: Path, say: Callable[[str], None]) -> tuple[RocketM
     return server, RocketMQSettings(namesrv=server.namesrv, tls=tls)
 
 
-async def close_to_strangers(directory: Path, say: Callable[[str], None]) -> tuple[RocketMQ, RocketMQSettings]:
+async def _close_to_strangers(directory: Path, say: Callable[[str], None]) -> tuple[RocketMQ, RocketMQSettings]:
     """Start one with access control (1.0), and one user who may do all."""
     accounts = [{"accessKey": _OPERATOR.access_key, "secretKey": _OPERATOR.secret_key, "admin": True}]
     (directory / "rocketmq" / "conf").mkdir(parents=True)
@@ -59,14 +77,88 @@ async def close_to_strangers(directory: Path, say: Callable[[str], None]) -> tup
     return server, RocketMQSettings.model_validate({"namesrv": server.namesrv, **keys})
 
 
+class _BehindProxy:
+    """A RocketMQ and the proxy that guards it."""
+
+    def __init__(self, server: RocketMQ, proxy: Proxy) -> None:
+        self._server = server
+        self._proxy = proxy
+
+    def kill(self) -> None:
+        """End both."""
+        self._proxy.kill()
+        self._server.kill()
+
+
+async def _proxy_over_tls(directory: Path, say: Callable[[str], None]) -> tuple[_BehindProxy, RocketMQSettings]:
+    """Start one whose proxy takes TLS alone."""
+    authority = Authority(directory / "authority")
+    theirs = authority.issue("rocketmq")
+    server = await _start(directory, say, OPEN, message_type="FIFO")
+    proxy = await _proxy(
+        directory,
+        server,
+        {"tlsTestModeEnable": False, "tlsKeyPath": str(theirs.key), "tlsCertPath": str(theirs.certificate)},
+        {"tls.server.mode": "enforcing"},
+    )
+    settings = RocketMQSettings(driver="grpc", proxy=proxy.address, tls=TlsSettings(ca_file=authority.ca))
+    return _BehindProxy(server, proxy), settings
+
+
+async def _proxy_close_to_strangers(
+    directory: Path, say: Callable[[str], None]
+) -> tuple[_BehindProxy, RocketMQSettings]:
+    """Start one with access control (2.0), and one user who may do all."""
+    key, secret = _OPERATOR.access_key, _OPERATOR.secret_key
+    inner = {"innerClientAuthenticationCredentials": json.dumps({"accessKey": key, "secretKey": secret})}
+    provider = "org.apache.rocketmq.auth.{0}.provider.{1}{2}Provider".format
+    both = inner | {
+        "authenticationEnabled": "true",
+        "authenticationProvider": provider("authentication", "Default", "Authentication"),
+        "authorizationEnabled": "true",
+        "authorizationProvider": provider("authorization", "Default", "Authorization"),
+    }
+    conf = both | {
+        "initAuthenticationUser": json.dumps({"username": key, "password": secret}),
+        "authenticationMetadataProvider": provider("authentication", "Local", "AuthenticationMetadata"),
+        "authorizationMetadataProvider": provider("authorization", "Local", "AuthorizationMetadata"),
+    }
+    server = await _start(directory, say, _OPERATOR, broker_conf=conf, message_type="FIFO")
+    theirs = "org.apache.rocketmq.proxy.auth.Proxy{0}MetadataProvider".format
+    proxy = await _proxy(
+        directory,
+        server,
+        both
+        | {
+            "enableAclRpcHookForClusterMode": True,
+            "authenticationMetadataProvider": theirs("Authentication"),
+            "authorizationMetadataProvider": theirs("Authorization"),
+        },
+        {},
+    )
+    keys = {"access_key": key, "secret_key": secret}
+    return _BehindProxy(server, proxy), RocketMQSettings.model_validate(
+        {"driver": "grpc", "proxy": proxy.address, **keys}
+    )
+
+
+async def _proxy(directory: Path, server: RocketMQ, conf: dict[str, Any], properties: dict[str, str]) -> Proxy:
+    return await Proxy.on_jvm(
+        directory / "proxy", namesrv=server.namesrv, jars=server.jars, conf=conf, java_properties=properties
+    )
+
+
 async def _start(
     directory: Path,
     say: Callable[[str], None],
     access: Access,
     *,
     version: str = "5.3.3",
+    message_type: str | None = None,
     **options: Any,  # noqa: ANN401 - as `RocketMQ.on_jvm`
 ) -> RocketMQ:
     server = await run_on_jvm(directory / "rocketmq", say=say, version=version, access=access, **options)
-    await create_topic(server.namesrv, TOPIC, queues=1, access=access)
+    await create_topic(server.namesrv, TOPIC, queues=1, message_type=message_type, access=access)
+    if message_type is not None:
+        await create_ordered_group(server.namesrv, GROUP, access=access)
     return server
