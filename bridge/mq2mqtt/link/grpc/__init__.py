@@ -24,7 +24,7 @@ from mq2mqtt.link import RocketLink
 from mq2mqtt.settings import RocketMQSettings, tls_context
 from mq2mqtt.settings.tls import Tls, TlsSettings
 
-__all__ = ["library", "make_link"]
+__all__ = ["library", "make_link", "not_of_the_package"]
 
 _PACKAGE = "rocketmq-python-client"
 _LOG_MODULE = "rocketmq.v5.log.log_config"
@@ -104,7 +104,7 @@ def _load() -> None:
         log.setLevel(logging.CRITICAL)
         module.logger = log  # type: ignore[attr-defined]
         sys.modules[_LOG_MODULE] = module
-        logging.getLogger("concurrent.futures").addFilter(_not_of_the_package)
+        logging.getLogger("concurrent.futures").addFilter(not_of_the_package)
     # Programs that the process starts are none of gRPC's business.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -116,7 +116,7 @@ def _load() -> None:
         ) from error
 
 
-def _not_of_the_package(record: logging.LogRecord) -> bool:
+def not_of_the_package(record: logging.LogRecord) -> bool:
     """Whether this is no error of a callback in the package, such as each heartbeat while the proxy is away."""
     trace = record.exc_info[2] if record.exc_info else None
     while trace is not None:

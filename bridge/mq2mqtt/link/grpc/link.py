@@ -10,8 +10,9 @@ from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.grpc import client
 from mq2mqtt.link.grpc.answers import Answers
 from mq2mqtt.link.grpc.outgoing import require_sendable
+from mq2mqtt.link.grpc.reader import Reader
 from mq2mqtt.link.grpc.route import Route, Routes
-from mq2mqtt.link.grpc.subscription import GrpcSubscription, Reader
+from mq2mqtt.link.grpc.subscription import GrpcSubscription
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq.tags import TagFilter
 

@@ -1,7 +1,6 @@
-"""One topic consumed in one group: long polls, what is out, its renewal and its acknowledgement."""
+"""One topic consumed in one group: long polls, and what is out until RocketMQ knows that it is done."""
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -10,150 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from mq2mqtt.errors import BridgeError, LinkError, NotConnectedError
+from mq2mqtt.errors import BridgeError
 from mq2mqtt.link import GroupMember, Subscription
 from mq2mqtt.link.grpc import client
-from mq2mqtt.link.grpc.answers import Answers
+from mq2mqtt.link.grpc.reader import HIDDEN_SECONDS, Reader
 from mq2mqtt.message import ReceivedMessage
 
 if TYPE_CHECKING:
     from mq2mqtt.link.grpc.incoming import GrpcMessage
 
-__all__ = ["GrpcSubscription", "Reader"]
+__all__ = ["GrpcSubscription"]
 
-_HIDDEN_SECONDS = 20
-"""What a bridge that is killed had received comes again after this."""
 _RENEW_SECONDS = 5.0
-_SETTINGS_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 _ROUTE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _READY_BATCHES = 64
-
-
-class Reader:
-    """A consumer that is in its group or on the way there.
-
-    Args:
-        config: as `client.configuration` makes it.
-        tls: whether it connects with TLS.
-        topic: what it reads.
-        group: consumer group.
-        tags: tag expression.
-    """
-
-    def __init__(self, *, config: Any, tls: bool, topic: str, group: str, tags: str) -> None:  # noqa: ANN401
-        self.topic = topic
-        self.group = group
-        self.answers = Answers(client.translate)
-        self._config, self._tls, self._tags = config, tls, tags
-        self._consumer: client.LinkConsumer | None = None
-        self._loop = asyncio.get_running_loop()
-        self._in_order: bool | None = None
-        """What the proxy last said of the group."""
-        self._settings: set[asyncio.Future[bool]] = set()
-
-    @property
-    def consumer(self) -> client.LinkConsumer:
-        """The client's; once connected.
-
-        Raises:
-            NotConnectedError: it is closed.
-        """
-        if self._consumer is None:
-            raise NotConnectedError("closed")
-        return self._consumer
-
-    async def connect(self) -> dict[str, Any]:
-        """Join the group; return one readable queue for each broker's name. May be called again after an error.
-
-        Raises:
-            BridgeError: the topic or the proxy is not there, or the group does not keep order.
-        """
-        # The first time that it hears of a proxy, the client asks for the settings.
-        first = self._consumer is None
-        if self._consumer is None:
-            self._consumer = await asyncio.to_thread(self._start)
-        consumer = self._consumer
-        route = client.to_route(self.topic, await self.answers.of(client.ask_route(consumer, self.topic)))
-        route.require_readable()
-        try:
-            queues = await asyncio.to_thread(consumer.hold_queues)
-        except Exception as error:
-            raise client.translate(error) from error
-        if not queues:
-            raise LinkError(f"topic {self.topic} has no readable queue")
-        await self.require_order(next(iter(queues.values())), ask=not first)
-        return queues
-
-    def _start(self) -> client.LinkConsumer:
-        consumer = client.LinkConsumer(
-            self._config,
-            group=self.group,
-            topic=self.topic,
-            tags=self._tags,
-            tls=self._tls,
-            on_settings=self._on_settings,
-        )
-        consumer.startup()
-        return consumer
-
-    async def require_order(self, queue: Any, *, ask: bool = True) -> None:  # noqa: ANN401
-        """Return when the proxy of `queue` knows this consumer and the group keeps order.
-
-        Raises:
-            LinkError: it does not answer, or the group does not.
-        """
-        if ask or self._in_order is None:
-            await self._next_settings(queue, ask=ask)
-        if not self._in_order:
-            raise LinkError(
-                f"consumer group {self.group} does not exist, or gives its members no order: mqadmin updateSubGroup "
-                f"-n NAMESRV -c CLUSTER -g {self.group} -o true -r 1000000"
-            )
-
-    async def _next_settings(self, queue: Any, *, ask: bool) -> None:  # noqa: ANN401
-        answer: asyncio.Future[bool] = self._loop.create_future()
-        self._settings.add(answer)
-        try:
-            if ask:
-                self.consumer.ask_settings(queue)
-            async with asyncio.timeout(_SETTINGS_SECONDS):
-                await answer
-        except TimeoutError:
-            raise LinkError("the proxy does not answer for the settings of the group") from None
-        finally:
-            self._settings.discard(answer)
-
-    def _on_settings(self, in_order: bool) -> None:  # noqa: FBT001 - in the client's thread
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._have_settings, in_order)
-
-    def _have_settings(self, in_order: bool) -> None:  # noqa: FBT001
-        self._in_order = in_order
-        for answer in self._settings:
-            if not answer.done():
-                answer.set_result(in_order)
-
-    async def take(self, queue: Any) -> list[client.Incoming]:  # noqa: ANN401
-        """Wait some seconds for messages of `queue`'s broker; raises `BridgeError`."""
-        received = await self.answers.of(self.consumer.take(queue, hidden=_HIDDEN_SECONDS))
-        return [client.Incoming(message, queue) for message in received]
-
-    async def acknowledge(self, done: Sequence[client.Incoming]) -> list[tuple[client.Incoming, BridgeError]]:
-        """Say that messages of one broker are done; return what is refused. Raises `BridgeError`."""
-        return client.acknowledged(done, await self.answers.of(self.consumer.acknowledge(done)))
-
-    async def hide(self, one: client.Incoming, seconds: int) -> None:
-        """Have a message come again in `seconds`; raises `BridgeError`."""
-        client.hidden(one, await self.answers.of(self.consumer.hide(one, seconds)))
-
-    async def close(self) -> None:
-        """Leave the group. Idempotent."""
-        self.answers.close()
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            await asyncio.to_thread(consumer.shutdown)
 
 
 @dataclass(slots=True)
@@ -250,7 +121,7 @@ class GrpcSubscription(Subscription):
         self._done(place, out)
 
     def _done(self, place: tuple[str, int, int], out: _Out) -> None:
-        out.until = self._loop.time() + _HIDDEN_SECONDS
+        out.until = self._loop.time() + HIDDEN_SECONDS
         self._settled[place] = out
         self._settling.set()
 
@@ -342,7 +213,7 @@ class GrpcSubscription(Subscription):
             due = [out for out in self._out.values() if out.renew_at <= now]
             for out in due:
                 out.renew_at = now + _RENEW_SECONDS
-            await self._hide(due, _HIDDEN_SECONDS)
+            await self._hide(due, HIDDEN_SECONDS)
 
     async def _hide(self, out: Sequence[_Out], seconds: int) -> None:
         # What fails comes again in its time.
