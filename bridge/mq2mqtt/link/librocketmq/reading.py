@@ -22,6 +22,8 @@ _PULL_MESSAGES: Final = 32  # what a broker gives at most, by default
 # A message that cannot be decoded fails the pull just as an outage does. So often has it to fail alone, a second
 # apart, while the broker answers, before it is left out.
 _FAILURES: Final = 5
+# A pull that is not answered takes 10 s. One that fails in decoding has had its answer.
+_SOON_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Step:
     end: int
     messages: list[ReceivedMessage] = field(default_factory=list)
     problem: str | None = None
+    is_silent: bool = False
+    """The broker does not answer, or refuses."""
     is_moved: bool = False
     """The queue does not have what was asked for: it begins later by now, or was made again."""
     unreadable: int = 0
@@ -82,16 +86,20 @@ class Reading:
     def pull(self, consumer: Consumer) -> Step:
         """Pull what follows, whatever its tags; blocks."""
         offset = self.prefix.frontier
+        soon = time.monotonic() + _SOON_SECONDS
         if not self._alone:
             pulled = consumer.pull(self.queue, offset, count=_PULL_MESSAGES)
-            if len(pulled.messages) == pulled.found and pulled.status is not PullStatus.NO_ANSWER:
+            if pulled.status is PullStatus.NO_ANSWER:
+                if time.monotonic() > soon:
+                    return self._silence(offset)
+            elif len(pulled.messages) == pulled.found:
                 return self._step(pulled)
             if pulled.messages:
                 self._alone = _PULL_MESSAGES
                 return Step(pulled.messages[-1].offset + 1, pulled.max_offset, pulled.messages)
-        return self._pull_alone(consumer, offset)
+        return self._pull_alone(consumer, offset, soon)
 
-    def _pull_alone(self, consumer: Consumer, offset: int) -> Step:
+    def _pull_alone(self, consumer: Consumer, offset: int, soon: float) -> Step:
         pulled = consumer.pull(self.queue, offset, count=1)
         if pulled.status is not PullStatus.NO_ANSWER:
             self._failures = 0
@@ -99,17 +107,22 @@ class Reading:
             if pulled.messages or not pulled.found:
                 return self._step(pulled)
             return self._leave_out(offset, pulled.max_offset)
+        if time.monotonic() > soon:
+            return self._silence(offset)
         ends = consumer.pull(self.queue, FAR)
         if ends.status is PullStatus.NO_ANSWER or not ends.min_offset <= offset < ends.max_offset:
-            self._failures = 0
-            where = f"broker {self.queue.broker} does not answer a pull from topic {self.queue.topic}, or refuses it"
-            return Step(offset, self.end, problem=where)
+            return self._silence(offset)
         self._alone = self._alone or _PULL_MESSAGES
         self._failures += 1
         if self._failures < _FAILURES:
             where = f"offset {offset} of queue {self.queue.queue_id} of topic {self.queue.topic} on {self.queue.broker}"
             return Step(offset, ends.max_offset, problem=f"librocketmq cannot read the message at {where}")
         return self._leave_out(offset, ends.max_offset)
+
+    def _silence(self, offset: int) -> Step:
+        self._failures = 0
+        problem = f"broker {self.queue.broker} does not answer a pull from topic {self.queue.topic}, or refuses it"
+        return Step(offset, self.end, problem=problem, is_silent=True)
 
     def _step(self, pulled: Pulled) -> Step:
         is_moved = pulled.status is PullStatus.OFFSET_ILLEGAL

@@ -64,6 +64,7 @@ class LibrocketmqSubscription(Subscription):
         """Whether RocketMQ knows the group; `None` until that was asked, before the group had a member here."""
         self._births: dict[Queue, int] = {}
         self._readings: dict[Queue, Reading] = {}  # whose turn it is first
+        self._silent_until: dict[str, float] = {}
         self._unreadable = 0
         self._problem: str | None = "not started"
         self._closed = False
@@ -141,19 +142,18 @@ class LibrocketmqSubscription(Subscription):
 
     async def _commit_for_good(self, consumer: Consumer) -> None:
         """See that what is settled is committed: RocketMQ does not answer a commit, and the connection ends."""
-        await self._commit(consumer)
-        waiting = {
-            reading.queue: reading.committed for reading in self._readings.values() if reading.committed is not None
-        }
+        # All of it: an outage may have swallowed what was told before.
+        for reading in self._readings.values():
+            reading.committed = None
+        offsets = await self._commit(consumer)
         for _ in range(_CLOSE_TRIES):
-            for queue, offset in list(waiting.items()):
-                if await self._in_thread(consumer.committed, queue) == offset:
-                    del waiting[queue]
-            if not waiting:
-                return
+            known = [await self._in_thread(consumer.committed, queue) for queue, _ in offsets]
+            offsets = [one for one, offset in zip(offsets, known, strict=True) if offset != one[1]]
+            if None in known or not offsets:
+                break
             await asyncio.sleep(_CLOSE_PAUSE)
-            await self._in_thread(consumer.commit, list(waiting.items()))
-        logger.warning("group {}: RocketMQ did not confirm what is settled; some of it may come again", self._group)
+        if offsets:
+            logger.warning("group {}: RocketMQ did not confirm what is settled; some may come again", self._group)
 
     async def _run(self) -> None:
         while not self._closed:
@@ -262,22 +262,41 @@ class LibrocketmqSubscription(Subscription):
 
     async def _pull(self, consumer: Consumer) -> bool:
         """Pull from each queue that has nothing ready; return whether there was something."""
-        now = time.monotonic()
-        wanting = [reading for reading in self._readings.values() if not reading.ready and reading.retry_at <= now]
-
-        def pull() -> list[Step]:
-            return [reading.pull(consumer) for reading in wanting]
-
-        for reading, step in zip(wanting, await self._in_thread(pull), strict=True):
+        began = time.monotonic()
+        wanting = [
+            reading
+            for reading in self._readings.values()
+            if not reading.ready and max(reading.retry_at, self._silent_until.get(reading.queue.broker, 0.0)) <= began
+        ]
+        for reading, step in await self._in_thread(self._pull_each, consumer, wanting):
             reading.keep(step, self._tags)
             self._unreadable += step.unreadable
+            if step.is_silent:
+                # As long again as it took: other brokers get their turn.
+                now = time.monotonic()
+                self._silent_until[reading.queue.broker] = now + max(RETRY_SECONDS, now - began)
         self._problem = next((reading.problem for reading in self._readings.values() if reading.problem), None)
         found = any(reading.ready for reading in wanting)
         if found:
             self._ready.set()
         return found
 
-    async def _commit(self, consumer: Consumer) -> None:
+    def _pull_each(self, consumer: Consumer, readings: Sequence[Reading]) -> list[tuple[Reading, Step]]:
+        """Pull once for each queue, as long as its broker answers; blocks."""
+        steps: list[tuple[Reading, Step]] = []
+        silent: set[str] = set()
+        for reading in readings:
+            if self._closed:
+                break
+            if reading.queue.broker not in silent:
+                step = reading.pull(consumer)
+                steps.append((reading, step))
+                if step.is_silent:
+                    silent.add(reading.queue.broker)
+        return steps
+
+    async def _commit(self, consumer: Consumer) -> list[tuple[Queue, int]]:
+        """Tell RocketMQ what is settled since the last time, and return it."""
         offsets = []
         for reading in self._readings.values():
             settled = reading.prefix.committable
@@ -286,6 +305,7 @@ class LibrocketmqSubscription(Subscription):
                 reading.committed = settled
         if offsets:
             await self._in_thread(consumer.commit, offsets)
+        return offsets
 
     async def _in_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
