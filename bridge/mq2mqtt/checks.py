@@ -90,20 +90,20 @@ async def _check_rules(settings: Settings, link: RocketLink, *, create: bool) ->
 
 async def _check_topic(rule: Rule, name: str, link: RocketLink, settings: Settings, *, create: bool) -> int:
     topic = f"RocketMQ topic {name}"
-    creates = driver_of(settings.rocketmq).capabilities.creates_topics
+    can = driver_of(settings.rocketmq).capabilities
     try:
         if await link.topic_exists(name):
             use = await _use(rule, name, link, settings)
             typer.echo(f"ok       rule {rule.id}: {topic} exists, and {use}")
-        elif create and creates:
+        elif create and can.creates_topics:
             await link.create_topic(name)
             typer.echo(f"created  rule {rule.id}: {topic}")
         else:
-            remedy = "create it, or run check --create" if creates else "create it with mqadmin"
+            remedy = "create it, or run check --create" if can.creates_topics else "create it with mqadmin"
             typer.echo(f"PROBLEM  rule {rule.id}: {topic} does not exist: {remedy}")
             return _PROBLEMS
     except BridgeError as error:
-        hint = _ADDRESS_HINT if isinstance(error, NotConnectedError) and settings.rocketmq.proxy is None else ""
+        hint = _ADDRESS_HINT if isinstance(error, NotConnectedError) and can.maps_addresses else ""
         typer.echo(f"PROBLEM  rule {rule.id}: {topic}: {error}{hint}")
         return _PROBLEMS
     return _OK

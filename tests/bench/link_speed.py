@@ -17,7 +17,7 @@ from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.drivers import DRIVERS, library, open_link
 from mq2mqtt.log import quiet_client
 from mq2mqtt.message import ReceivedMessage, RocketMessage
-from mq2mqtt.quickstart.cluster import create_ordered_group, create_topic
+from mq2mqtt.quickstart.drivers import make_group, make_topic
 from mq2mqtt.settings import RocketMQSettings
 from tests.bench.experiment import gather_bounded
 from tests.bench.rocketmq_client import BATCH, batches_of, make_message
@@ -59,7 +59,6 @@ class Bench:
 
     def __init__(self, settings: RocketMQSettings, *, quick: bool) -> None:
         self._settings = settings
-        self._by_proxy = settings.proxy is not None
         self._seconds = 0.2 if quick else 3.0
         self._received = _RECEIVED // 50 if quick else _RECEIVED
 
@@ -87,14 +86,12 @@ class Bench:
 
     async def _topic(self) -> str:
         name = f"bench_{uuid.uuid4().hex[:12]}"
-        kind = "FIFO" if self._by_proxy else None
-        await create_topic(self._settings.namesrv, name, queues=_QUEUES, message_type=kind)
+        await make_topic(self._settings.driver, self._settings.namesrv, name, queues=_QUEUES)
         return name
 
     async def _subscription(self, link: RocketLink, topic: str) -> Subscription:
         group = f"GID_{topic}_{uuid.uuid4().hex[:4]}"
-        if self._by_proxy:
-            await create_ordered_group(self._settings.namesrv, group)
+        await make_group(self._settings.driver, self._settings.namesrv, group)
         return await link.subscribe(topic, group, tags="*", start=ConsumeFrom.EARLIEST)
 
     async def _sent(

@@ -22,7 +22,7 @@ from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.drivers import open_link
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
 from mq2mqtt.message import ReceivedMessage, RocketBatch, RocketMessage
-from mq2mqtt.quickstart.cluster import create_ordered_group, create_topic
+from mq2mqtt.quickstart.drivers import make_group, make_topic
 from mq2mqtt.rocketmq import Client
 from mq2mqtt.rocketmq.codes import RequestCode
 from mq2mqtt.settings import RocketMQSettings
@@ -38,8 +38,8 @@ _COMPRESSED_BY_ZSTD = 0x1 | 2 << 8
 until = functools.partial(waiting.until, seconds=_DEADLINE)
 
 
-_administrators: dict[RocketLink, str] = {}
-"""Links whose groups an administrator has to make first -> the name server."""
+_settings_of: dict[RocketLink, RocketMQSettings] = {}
+"""Of links at a real RocketMQ."""
 
 needs = pytest.mark.needs
 """`@needs("capability", ...)`: skips on a driver that is declared to lack one. Nothing else here may skip."""
@@ -101,8 +101,8 @@ async def links(settings: RocketMQSettings | None) -> AsyncIterator[Links]:
         else:
             link = open_link(settings, client_id=client_id)
         made.append(link)
-        if settings is not None and settings.driver == "grpc":
-            _administrators[link] = settings.namesrv
+        if settings is not None:
+            _settings_of[link] = settings
         await link.start()
         return link
 
@@ -110,9 +110,7 @@ async def links(settings: RocketMQSettings | None) -> AsyncIterator[Links]:
         if settings is None:
             cluster.create_topic(name, queues)
         else:
-            # What keeps its order for gRPC clients is a matter of the topic, and of the group.
-            kind = "FIFO" if settings.driver == "grpc" else None
-            await create_topic(settings.namesrv, name, queues=queues, message_type=kind)
+            await make_topic(settings.driver, settings.namesrv, name, queues=queues)
 
     async def send_compressed(queue: Queue, body: bytes) -> None:
         if settings is None:
@@ -123,7 +121,7 @@ async def links(settings: RocketMQSettings | None) -> AsyncIterator[Links]:
     yield Links(make, create, send_compressed)
     for link in made:
         await link.close()
-        _administrators.pop(link, None)
+        _settings_of.pop(link, None)
 
 
 @pytest.fixture
@@ -165,8 +163,8 @@ async def subscribe(
 ) -> Subscription:
     """Join a group; on a topic that is new every driver begins with the first message, whatever it is told."""
     group = group or new_group()
-    if link in _administrators:
-        await create_ordered_group(_administrators[link], group)
+    if (settings := _settings_of.get(link)) is not None:
+        await make_group(settings.driver, settings.namesrv, group)
     return await link.subscribe(topic, group, tags=tags, start=start)
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart prepares in a RocketMQ for a driver, and the `rocketmq` section that leads the bridge there."""
+"""What an administrator prepares in a RocketMQ for a driver, and the section `rocketmq` that leads the bridge there."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,9 +11,21 @@ from mq2mqtt.quickstart.prerequisites import Say, require_java
 from mq2mqtt.quickstart.proxy import Proxy
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 
-__all__ = ["reach"]
+__all__ = ["make_group", "make_topic", "reach"]
 
-_FIFO: Final = "FIFO"
+_BY_PROXY: Final = "grpc"
+"""The driver whose clients get messages in order only from topics and groups that are made for it."""
+
+
+async def make_topic(driver: str, namesrv: str, topic: str, *, queues: int = 4) -> None:
+    """Create `topic` as a rule needs it that runs with `driver`; raises `LinkError`."""
+    await create_topic(namesrv, topic, queues=queues, message_type="FIFO" if driver == _BY_PROXY else None)
+
+
+async def make_group(driver: str, namesrv: str, group: str) -> None:
+    """Create consumer group `group` where a rule that runs with `driver` needs that; raises `LinkError`."""
+    if driver == _BY_PROXY:
+        await create_ordered_group(namesrv, group)
 
 
 async def reach(driver: str, namesrv: str, *, directory: Path, stack: AsyncExitStack, say: Say) -> dict[str, str]:
@@ -24,15 +36,13 @@ async def reach(driver: str, namesrv: str, *, directory: Path, stack: AsyncExitS
     Raises:
         BridgeError: RocketMQ refuses, or a proxy can't be started.
     """
-    by_proxy = driver == "grpc"
     for topic in (OUTBOUND_TOPIC, INBOUND_TOPIC):
         if not await topic_exists(namesrv, topic):
-            await create_topic(namesrv, topic, message_type=_FIFO if by_proxy else None)
-            say(f"created RocketMQ topic {topic}{f' of type {_FIFO}' if by_proxy else ''}")
-    if not by_proxy:
+            await make_topic(driver, namesrv, topic)
+            say(f"created RocketMQ topic {topic}")
+    await make_group(driver, namesrv, INBOUND_GROUP)
+    if driver != _BY_PROXY:
         return {"driver": driver, "namesrv": namesrv}
-    await create_ordered_group(namesrv, INBOUND_GROUP)
-    say(f"created ordered consumer group {INBOUND_GROUP}")
     await require_java(say)
     jars = await rocketmq_jars(DEFAULT_VERSION, say)
     say("starting RocketMQ's proxy on the JVM")
