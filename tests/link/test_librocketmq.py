@@ -242,11 +242,13 @@ async def use(times, close, topic, namesrv):
         await link.start()
         subscription = await link.subscribe(topic, f"GID_use_{number}", tags="*", start=ConsumeFrom.EARLIEST)
         queues = await link.queues(topic)
-        sends = [link.send(queue, [RocketMessage(topic, b"x", {"TAGS": "t"})] * 5) for queue in queues]
-        await asyncio.gather(*sends, anext(subscription))
+        message = RocketMessage(topic, b"x", {"TAGS": "t"})
+        await asyncio.gather(anext(subscription), *(link.send(queue, [message]) for queue in queues))
         if close:
+            sends = [asyncio.ensure_future(link.send(queue, [message] * 500)) for queue in queues]
+            await asyncio.sleep(0.01)
             # In the middle of it all.
-            await asyncio.wait({asyncio.ensure_future(one) for one in (link.close(), link.send(queues[0], sends[:0]))})
+            await asyncio.gather(link.close(), *sends, return_exceptions=True)
     print("used")
 
 asyncio.run(use(int(sys.argv[1]), sys.argv[2] == "close", *sys.argv[3:]))

@@ -1,6 +1,7 @@
 """The link over librocketmq: threads that send, one that asks for routes, one that has brokers prove themselves."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -69,6 +70,8 @@ class LibrocketmqLink(RocketLink):
         self._router = ThreadPoolExecutor(1, thread_name_prefix="librocketmq-route")
         self._proving = ThreadPoolExecutor(1, thread_name_prefix="librocketmq-prove")
         self._routes: dict[str, _Route] = {}
+        self._met: set[str] = set()
+        self._meeting = asyncio.Lock()
         self._ends: dict[Queue, int] = {}
         self._subscriptions: dict[str, LibrocketmqSubscription] = {}
         self._stopping = threading.Event()
@@ -133,9 +136,19 @@ class LibrocketmqLink(RocketLink):
             await self._require_name_server()
             raise TopicNotFoundError(f"no topic {topic}, or none that may be read")
         if known is None or known.indexes.keys() != set(found):
+            await self._meet(found)
             known = _Route(tuple(sorted(found)), {queue: index for index, queue in enumerate(found)}, 0.0)
         self._routes[topic] = known = known._replace(known_at=time.monotonic())
         return known
+
+    async def _meet(self, queues: Sequence[Queue]) -> None:
+        """Have one thread connect to each broker: while it does, the library fails the calls of all others."""
+        async with self._meeting:
+            for queue in queues:
+                if queue.broker not in self._met:
+                    self._met.add(queue.broker)
+                    with contextlib.suppress(NotConnectedError):
+                        await self._prove(queue)
 
     async def find_queues(self, topic: str) -> list[Queue]:
         """Return the readable queues of `topic`; none when no name server knows it, or none answers.
