@@ -260,8 +260,8 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
 ) -> None:
     sent: Sequence[RocketMessage] = [
         RocketMessage(single.topic, letters, {"TAGS": "a", "KEYS": "k1 k2", "mqttSecondTopic": "/wért \U0001f600"}),
-        RocketMessage(single.topic, letters[:1], {"mqtt5ContentType": '"\\\n', "clientId": " "}),
-        RocketMessage(single.topic, b"x" * 100_000, {"mqtt5UserProperty": "v" * 30_000}),
+        RocketMessage(single.topic, letters[:1], {"mqtt5ContentType": '"\\', "clientId": " "}),
+        RocketMessage(single.topic, b"x" * 100_000, {"mqtt5UserProperty": "v" * 15_000}),
     ]
     if encoded:
         texts = ["".join(f"{name}\x01{value}\x02" for name, value in message.properties.items()) for message in sent]
@@ -278,6 +278,16 @@ async def test_bodies_and_properties_arrive_as_they_were_sent(
         assert message.born_ms > 1_600_000_000_000
         assert message.properties["UNIQ_KEY"]
         assert original.properties.items() <= message.properties.items()
+
+
+@needs("sends_any_property")
+async def test_properties_with_control_characters_and_long_ones_arrive(link: RocketLink, single: Queue) -> None:
+    properties = {"TAGS": "t", "mqtt5ContentType": "a\n\x7f", "mqtt5UserProperty": "v" * 30_000}
+    await link.send(single, [RocketMessage(single.topic, b"x", properties)])
+
+    (message,) = await receive(await join(link, single.topic), 1)
+
+    assert properties.items() <= message.properties.items()
 
 
 @needs("receives_any_property")

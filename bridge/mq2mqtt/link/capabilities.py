@@ -47,6 +47,11 @@ class Capabilities:
         "Several messages are sent in one request, and stored all or none.",
         without="Each message is a request of its own. When one fails, those before it may come twice.",
     )
+    sends_any_property: bool = _can(
+        "A message's properties may hold 32 KiB, and all characters but 0x01 and 0x02, which RocketMQ itself uses.",
+        without="A message is parked that has a control character in a property, or more of them than the proxy takes: "
+        "128 of 16 KiB together, unless it is set otherwise.",
+    )
     proves_writing: bool = _can(
         "A rule without messages proves every 2 s that its brokers answer, and `check` that they let it write.",
         without="An idle outbound rule counts as up while its topic has a route; an obstacle shows with a message.",
@@ -70,7 +75,8 @@ class Capabilities:
     )
     reads_every_message: bool = _can(
         "Every message that RocketMQ stores can be read, however its sender compressed it or was connected.",
-        without="What came over IPv6, or is compressed by LZ4 or Zstd, is left out, logged and counted.",
+        without="What is compressed by LZ4 or Zstd, with librocketmq also what came over IPv6, is left out, logged and "
+        "counted.",
     )
     starts_latest: bool = _can(
         "A new consumer group begins behind the last message of every queue (`from: latest`).",
@@ -86,7 +92,8 @@ class Capabilities:
     )
     bounds_each_queue: bool = _can(
         "At most 1000 messages of each queue are on their way to devices.",
-        without="The driver has one bound for all queues: one queue that waits for its devices can hold up the others.",
+        without="At most 32 of each queue are, and its next come when the last of them is settled: each waits for the "
+        "slowest device of those.",
     )
     shows_lag: bool = _can(
         "It is known how many messages wait in RocketMQ.",
