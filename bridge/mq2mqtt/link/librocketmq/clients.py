@@ -101,6 +101,10 @@ class Library:
         self._queue_objects: dict[Queue, Any] = {}
         # C and C++ list no properties, so each is asked for by its name. These texts live as long as the process.
         self._properties = [(name, self._text(name)) for name in _READ_PROPERTIES]
+        # What is not there is one and the same empty text.
+        message = self.functions.quick.CreateMessage(b"empty")
+        self._missing: int = self.functions.get_property(message, self._properties[0][1])
+        self.functions.quick.DestroyMessage(message)
 
     @property
     def version(self) -> str:
@@ -145,11 +149,11 @@ class Library:
         if not flag & _COMPRESSED and zlib.crc32(body) & _CRC_BITS != functions.get_body_crc(message):
             return None
         properties = {}
+        get_property, missing = functions.get_property, self._missing
         for name, text in self._properties:
-            found = functions.get_property(message, text)
-            if found.contents.length:
-                properties[name] = _bytes(found).decode("utf-8", "surrogateescape")
-        topic = _bytes(ctypes.cast(functions.get_topic(message), ctypes.POINTER(Text))).decode("utf-8", "replace")
+            if (found := get_property(message, text)) != missing and (value := _bytes(found)):
+                properties[name] = value.decode("utf-8", "surrogateescape")
+        topic = _bytes(functions.get_topic(message)).decode("utf-8", "replace")
         if topic.startswith("%RETRY%"):
             topic = properties.get(_RETRY_TOPIC_PROPERTY, topic)
         return ReceivedMessage(
@@ -169,8 +173,9 @@ class Library:
         )
 
 
-def _bytes(text: Any) -> bytes:  # noqa: ANN401 - a pointer to `Text`
-    return ctypes.string_at(text.contents.data, text.contents.length)
+def _bytes(address: int) -> bytes:
+    text = Text.from_address(address)
+    return ctypes.string_at(text.data, text.length)
 
 
 class Client(ABC):

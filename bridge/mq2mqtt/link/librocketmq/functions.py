@@ -113,8 +113,8 @@ _QUICK: Final[_Prototypes] = {
 }
 _QUICK_CPP: Final[_Prototypes] = {
     "_ZNK8rocketmq9MQMessage8getTopicB5cxx11Ev": (c_void_p, [c_void_p]),
-    "_ZNK8rocketmq9MQMessage7getBodyB5cxx11Ev": (ctypes.POINTER(Text), [c_void_p]),
-    f"_ZNK8rocketmq9MQMessage11getPropertyE{_STRING}": (ctypes.POINTER(Text), [c_void_p, c_void_p]),
+    "_ZNK8rocketmq9MQMessage7getBodyB5cxx11Ev": (c_void_p, [c_void_p]),
+    f"_ZNK8rocketmq9MQMessage11getPropertyE{_STRING}": (c_void_p, [c_void_p, c_void_p]),
     "_ZNK8rocketmq9MQMessage10getSysFlagEv": (c_int, [c_void_p]),
     "_ZNK8rocketmq12MQMessageExt10getBodyCRCEv": (c_int, [c_void_p]),
     f"_ZN8rocketmq14MQMessageQueueC1E{_STRING}S8_i": (None, [c_void_p, c_void_p, c_void_p, c_int]),

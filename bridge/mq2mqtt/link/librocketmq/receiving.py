@@ -24,9 +24,10 @@ _QUEUES_SECONDS: Final = 10.0
 # The library cannot wait at the broker for a message: it has to be asked again and again.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.16
+_RETRY_TOPIC_SECONDS: Final = 2.0  # no member of the driver's own sends anything there
 _BIRTH_TRIES: Final = 50
 _BIRTH_PAUSE: Final = 0.1
-_CLOSE_TRIES: Final = 40
+_CLOSE_SECONDS: Final = 2.0
 _CLOSE_PAUSE: Final = 0.025
 _BIRTH_GROUP: Final = "GID_mq2mqtt_birth"
 
@@ -146,12 +147,13 @@ class LibrocketmqSubscription(Subscription):
         for reading in self._readings.values():
             reading.committed = None
         offsets = await self._commit(consumer)
-        for _ in range(_CLOSE_TRIES):
-            known = [await self._in_thread(consumer.committed, queue) for queue, _ in offsets]
-            offsets = [one for one, offset in zip(offsets, known, strict=True) if offset != one[1]]
-            if None in known or not offsets:
-                break
-            await asyncio.sleep(_CLOSE_PAUSE)
+        until = time.monotonic() + _CLOSE_SECONDS
+        while offsets and time.monotonic() < until:
+            queue, offset = offsets[0]
+            if await self._in_thread(consumer.committed, queue) == offset:
+                del offsets[0]
+            else:
+                await asyncio.sleep(_CLOSE_PAUSE)
         if offsets:
             logger.warning("group {}: RocketMQ did not confirm what is settled; some may come again", self._group)
 
@@ -271,6 +273,8 @@ class LibrocketmqSubscription(Subscription):
         for reading, step in await self._in_thread(self._pull_each, consumer, wanting):
             reading.keep(step, self._tags)
             self._unreadable += step.unreadable
+            if reading.queue.topic == self._retry_topic and not reading.ready:
+                reading.retry_at = time.monotonic() + _RETRY_TOPIC_SECONDS
             if step.is_silent:
                 # As long again as it took: other brokers get their turn.
                 now = time.monotonic()
