@@ -165,7 +165,7 @@ async def test_closing_ends_who_waits_for_a_route() -> None:
 
     await known.close()
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(NotConnectedError):
         await waiting
 
 

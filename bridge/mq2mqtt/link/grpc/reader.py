@@ -122,8 +122,8 @@ class Reader:
 
     async def take(self, queue: Any) -> list[client.Incoming]:  # noqa: ANN401
         """Wait some seconds for messages of `queue`'s broker; raises `BridgeError`."""
-        received = await self.answers.of(self.consumer.take(queue, hidden=HIDDEN_SECONDS))
-        return [client.Incoming(message, queue) for message in received]
+        received: list[client.Incoming] = await self.answers.of(self.consumer.take(queue, hidden=HIDDEN_SECONDS))
+        return received
 
     async def acknowledge(self, done: Sequence[client.Incoming]) -> list[tuple[client.Incoming, BridgeError]]:
         """Say that messages of one broker are done; return what is refused. Raises `BridgeError`."""

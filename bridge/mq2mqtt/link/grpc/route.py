@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from mq2mqtt.errors import LinkError, NotAuthorizedError, TopicNotFoundError
+from mq2mqtt.errors import LinkError, NotAuthorizedError, NotConnectedError, TopicNotFoundError
 from mq2mqtt.link import Queue
 from mq2mqtt.link.grpc.groups import group_names
 
@@ -91,11 +91,21 @@ class Routes:
         known = self._known.get(topic)
         now = time.monotonic()
         if known is None or now - known.at > max_age:
-            return await asyncio.shield(self._task(topic))
+            return await self._answer(topic)
         if now > known.refresh_at:
             known.refresh_at = now + _REFRESH_SECONDS
             self._task(topic)
         return known.route
+
+    async def _answer(self, topic: str) -> Route:
+        task = self._task(topic)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiter = asyncio.current_task()
+            if task.cancelled() and not (waiter and waiter.cancelling()):
+                raise NotConnectedError("the link is closed") from None
+            raise
 
     def forget(self, topic: str) -> None:
         """Have the next `get` ask."""
