@@ -133,7 +133,7 @@ class LibrocketmqLink(RocketLink):
         found = await self.find_queues(topic)
         if not found:
             self._routes.pop(topic, None)
-            await self._require_name_server()
+            await self.require_name_server()
             raise TopicNotFoundError(f"no topic {topic}, or none that may be read")
         if known is None or known.indexes.keys() != set(found):
             await self._meet(found)
@@ -159,7 +159,7 @@ class LibrocketmqLink(RocketLink):
         prover = self._open(self._prover)
         return await _in(self._router, prover.fetch_queues, topic)
 
-    async def _require_name_server(self) -> None:
+    async def require_name_server(self) -> None:
         """Return when a name server lets itself be connected to; the library does not tell why it knows no route.
 
         Raises:
@@ -269,7 +269,7 @@ class LibrocketmqLink(RocketLink):
         """Whether `topic` has a route (RocketLink)."""
         if await self.find_queues(topic):
             return True
-        await self._require_name_server()
+        await self.require_name_server()
         return False
 
     async def create_topic(self, topic: str, *, queues: int = 4) -> None:

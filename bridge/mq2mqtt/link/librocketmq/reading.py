@@ -125,8 +125,9 @@ class Reading:
         return Step(offset, self.end, problem=problem, is_silent=True)
 
     def _step(self, pulled: Pulled) -> Step:
-        is_moved = pulled.status is PullStatus.OFFSET_ILLEGAL
-        return Step(pulled.next_offset, pulled.max_offset, pulled.messages, is_moved=is_moved)
+        if pulled.status is PullStatus.OFFSET_ILLEGAL:
+            return Step(pulled.next_offset, pulled.max_offset, is_moved=True)
+        return Step(max(pulled.next_offset, self.prefix.frontier), pulled.max_offset, pulled.messages)
 
     def _leave_out(self, offset: int, end: int) -> Step:
         self._alone = self._failures = 0
@@ -143,6 +144,9 @@ class Reading:
     def keep(self, step: Step, tags: TagFilter) -> None:
         """Make what a pull brought ready to be taken."""
         self.end = step.end
+        if self.problem is not None and step.problem is None:
+            # A broker that was killed may have forgotten the last seconds of commits.
+            self.committed = None
         self.problem = step.problem
         if step.problem is not None:
             self.retry_at = time.monotonic() + RETRY_SECONDS

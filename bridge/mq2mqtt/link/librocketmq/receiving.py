@@ -44,6 +44,9 @@ class Clients(Protocol):
     async def find_queues(self, topic: str) -> list[Queue]:
         """Return the queues of `topic`, or none."""
 
+    async def require_name_server(self) -> None:
+        """Raise `NotConnectedError` unless a name server can be reached."""
+
     def new_client(self, kind: type[_ClientT], group: str) -> _ClientT:
         """Return a client of the library, not started."""
 
@@ -68,6 +71,8 @@ class LibrocketmqSubscription(Subscription):
         self._silent_until: dict[str, float] = {}
         self._unreadable = 0
         self._problem: str | None = "not started"
+        self._missing: str | None = None
+        """Why some queue is not read yet."""
         self._closed = False
         self._ready = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -162,6 +167,7 @@ class LibrocketmqSubscription(Subscription):
             try:
                 await self._join()
                 await self._receive()
+                continue
             except BridgeError as error:
                 self._problem = str(error)
             except Exception:  # noqa: BLE001 - a task's top edge: it would end unseen
@@ -173,26 +179,46 @@ class LibrocketmqSubscription(Subscription):
         """Find the queues and where they begin.
 
         Raises:
-            LinkError: not now; what is known already is kept.
+            LinkError: nothing can be read now; what is known already is kept.
         """
         queues = await self._clients.queues(self._topic)
         retry_queues = await self._clients.find_queues(self._retry_topic)
-        if self._is_born is None:
-            # Brokers make the retry topic when they first hear of a group. Without it a committed 0 means nothing.
-            self._is_born = bool(retry_queues)
+        has_retry_topic = bool(retry_queues)
+        if self._is_born is None and not has_retry_topic:
+            # Nothing is found either when no name server answers.
+            await self._clients.require_name_server()
         consumer = self._consumer
         if consumer is None:
             consumer = self._clients.new_client(Consumer, self._group)
             await self._in_thread(consumer.start)
             self._consumer = consumer
+        if self._is_born is None:
+            # Brokers make the retry topic when they first hear of a group. Without it a committed 0 means nothing.
+            self._is_born = has_retry_topic or any(
+                [await self._in_thread(consumer.committed, queue) for queue in queues]
+            )
         if not self._is_born:
             await self._bear(consumer, queues)
             self._is_born = True
             retry_queues = await self._clients.find_queues(self._retry_topic)
-        for queue in [*queues, *retry_queues]:
+        await self._begin_all(consumer, [*queues, *retry_queues])
+
+    async def _begin_all(self, consumer: Consumer, queues: Sequence[Queue]) -> None:
+        """Read all of `queues`, and no others, but for those whose broker does not answer.
+
+        Raises:
+            LinkError: none does.
+        """
+        self._missing = None
+        for queue in queues:
             if queue not in self._readings:
-                self._readings[queue] = await self._begin(consumer, queue)
-        for queue in self._readings.keys() - {*queues, *retry_queues}:
+                try:
+                    self._readings[queue] = await self._begin(consumer, queue)
+                except LinkError as error:
+                    self._missing = str(error)
+        if self._missing is not None and not self._readings:
+            raise LinkError(self._missing)
+        for queue in self._readings.keys() - set(queues):
             if not self._readings[queue].prefix.unsettled:
                 del self._readings[queue]
 
@@ -211,6 +237,8 @@ class LibrocketmqSubscription(Subscription):
         # A heartbeat makes the group; the library sends one for all clients when a producer starts.
         await self._in_thread(self._beat)
         for _ in range(_BIRTH_TRIES):
+            if self._closed:
+                break
             committed = [await self._in_thread(consumer.committed, queue) == offset for queue, offset in offsets]
             if all(committed) and await self._clients.find_queues(self._retry_topic):
                 return
@@ -279,7 +307,8 @@ class LibrocketmqSubscription(Subscription):
                 # As long again as it took: other brokers get their turn.
                 now = time.monotonic()
                 self._silent_until[reading.queue.broker] = now + max(RETRY_SECONDS, now - began)
-        self._problem = next((reading.problem for reading in self._readings.values() if reading.problem), None)
+        problems = (reading.problem for reading in self._readings.values() if reading.problem)
+        self._problem = next(problems, self._missing)
         found = any(reading.ready for reading in wanting)
         if found:
             self._ready.set()
