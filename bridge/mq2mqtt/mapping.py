@@ -12,7 +12,6 @@ from mq2mqtt.spool.frame import LEGAL_FLAGS, Frame, FrameKind
 from mq2mqtt.status import tag_of
 
 __all__ = [
-    "CONTRACT",
     "INBOUND_TAG",
     "MAX_BODY_BYTES",
     "MAX_PROPERTIES_BYTES",
@@ -58,25 +57,6 @@ NODE_PROPERTY: Final = "mq2mqttNode"
 _EMPTY_PAYLOAD = "mqttEmptyPayload"
 _TTL = "ttlSeconds"
 _RECEIPT = "receipt"
-
-CONTRACT: Final = (
-    _TAGS,
-    _KEYS,
-    _QOS,
-    _CLEAN_SESSION,
-    _SECOND_TOPIC,
-    _REAL_TOPIC,
-    _CLIENT_ID,
-    _FULL_TOPIC,
-    _USER,
-    _EXPIRY,
-    _CONTENT_TYPE,
-    NODE_PROPERTY,
-    _EMPTY_PAYLOAD,
-    _TTL,
-    _RECEIPT,
-)
-"""Every property of a RocketMQ message that means something to the bridge."""
 
 _QOS_TEXTS: Final = ("0", "1", "2")
 _QOS_VALUES: Final = {text: qos for qos, text in enumerate(_QOS_TEXTS)}

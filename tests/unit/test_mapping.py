@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mq2mqtt.errors import UnmappableMessageError
+from mq2mqtt.link.librocketmq.clients import READ_PROPERTIES
 from mq2mqtt.mapping import (
     MAX_BODY_BYTES,
     MAX_PROPERTIES_BYTES,
@@ -443,6 +444,31 @@ def test_inbound_names_each_invalid_property_once() -> None:
 
 
 # Both ways
+
+
+class Asked(dict[str, str]):
+    """Properties that know by which names they were asked for."""
+
+    def __init__(self, **properties: str) -> None:
+        super().__init__(properties)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        self.names.add(name)
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.names.add(str(name))
+        return super().__contains__(name)
+
+
+def test_the_driver_that_lists_no_properties_asks_for_all_that_are_read() -> None:
+    properties = Asked(mqtt5ContentType="text/plain", ttlSeconds="1", receipt="true")
+    to_mqtt(Received(properties), parent="devices", limits=NO_LIMITS)
+    is_own(properties)
+
+    assert len(properties.names) >= 10
+    assert properties.names <= set(READ_PROPERTIES)
 
 
 def test_loop_guard() -> None:

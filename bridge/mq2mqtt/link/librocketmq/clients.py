@@ -22,13 +22,22 @@ from typing import Any, Final
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.link import Queue
 from mq2mqtt.link.librocketmq.functions import CQueue, Functions, PullResult, SendResult, Text, select_queue
-from mq2mqtt.mapping import CONTRACT
 from mq2mqtt.message import RocketMessage
-from mq2mqtt.rocketmq.message import UNIQ_KEY, ReceivedMessage
+from mq2mqtt.rocketmq.message import ReceivedMessage
 
-__all__ = ["MAX_BODY", "Client", "Consumer", "Credentials", "Library", "Producer", "PullStatus", "Pulled", "load"]
+__all__ = [
+    "READ_PROPERTIES",
+    "Client",
+    "Consumer",
+    "Credentials",
+    "Library",
+    "Producer",
+    "PullStatus",
+    "Pulled",
+    "load",
+]
 
-MAX_BODY: Final = 4 * 1024 * 1024
+_MAX_BODY: Final = 4 * 1024 * 1024
 
 _LIFECYCLE: Final = threading.Lock()
 """Held while a client starts or ends: the library's table of clients has no lock of its own."""
@@ -48,7 +57,26 @@ _HOSTS_V6: Final = 0x30
 _CRC_BITS: Final = 0x7FFFFFFF
 
 _RETRY_TOPIC_PROPERTY: Final = "RETRY_TOPIC"
-_READ_PROPERTIES: Final = (*CONTRACT, UNIQ_KEY, _RETRY_TOPIC_PROPERTY)
+READ_PROPERTIES: Final = [
+    "TAGS",
+    "KEYS",
+    "UNIQ_KEY",
+    "RETRY_TOPIC",
+    "qoslevel",
+    "cleansessionflag",
+    "mqttSecondTopic",
+    "mqttRealTopic",
+    "clientId",
+    "topic",
+    "mqtt5UserProperty",
+    "mqtt5MsgExpireInterval",
+    "mqtt5ContentType",
+    "mq2mqttNode",
+    "mqttEmptyPayload",
+    "ttlSeconds",
+    "receipt",
+]
+"""What the bridge reads of a message's properties (docs/mapping.md): C and C++ list none, each has to be asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +127,8 @@ class Library:
         self.path = path
         self.functions = Functions(path)
         self._queue_objects: dict[Queue, Any] = {}
-        # C and C++ list no properties, so each is asked for by its name. These texts live as long as the process.
-        self._properties = [(name, self._text(name)) for name in _READ_PROPERTIES]
+        # These texts live as long as the process.
+        self._properties = [(name, self._text(name)) for name in READ_PROPERTIES]
         # What is not there is one and the same empty text.
         message = self.functions.quick.CreateMessage(b"empty")
         self._missing: int = self.functions.get_property(message, self._properties[0][1])
@@ -241,7 +269,7 @@ class Producer(Client):
         quick = self.library.functions.quick
         quick.SetProducerInstanceName(self._handle, instance.encode())
         quick.SetProducerSendMsgTimeout(self._handle, _SEND_MILLISECONDS)
-        quick.SetProducerMaxMessageSize(self._handle, MAX_BODY)
+        quick.SetProducerMaxMessageSize(self._handle, _MAX_BODY)
 
     def send(self, message: RocketMessage, index: int) -> str | None:
         """Store `message`; return `None`, or what the library says of its failure, which is little."""
