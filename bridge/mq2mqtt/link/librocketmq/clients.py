@@ -139,7 +139,7 @@ class Library:
         """As the library says it: `CPP CORE VERSION: 2.1.0, BUILD TIME: ...`."""
         producer = self.functions.quick.CreateProducer(b"GID_version")
         version: bytes = self.functions.quick.ShowProducerVersion(producer)
-        self.functions.quick.DestroyProducer(producer)
+        self.functions.blocking.DestroyProducer(producer)
         return version.decode(errors="replace")
 
     def latest_error(self) -> str:
@@ -250,7 +250,7 @@ class Client(ABC):
         """End its threads and free it. No other call may be under way, or follow."""
         with _LIFECYCLE:
             getattr(self.library.functions.blocking, f"Shutdown{self._kind}")(self._handle)
-            getattr(self.library.functions.quick, f"Destroy{self._kind}")(self._handle)
+            getattr(self.library.functions.blocking, f"Destroy{self._kind}")(self._handle)
         _started.discard(self)
 
 

@@ -66,7 +66,8 @@ select_queue: Final = _Selector(_select_queue)
 
 # These wait for RocketMQ, and let other threads run meanwhile.
 _BLOCKING: Final[_Prototypes] = {
-    **{f"{step}{kind}": (c_int, [c_void_p]) for step in ("Start", "Shutdown") for kind in ("Producer", "PullConsumer")},
+    **{f"{step}Producer": (c_int, [c_void_p]) for step in ("Start", "Shutdown", "Destroy")},
+    **{f"{step}PullConsumer": (c_int, [c_void_p]) for step in ("Start", "Shutdown", "Destroy")},
     "SendMessageOrderly": (c_int, [c_void_p, c_void_p, _Selector, c_void_p, c_int, ctypes.POINTER(SendResult)]),
     "FetchSubscriptionMessageQueues": (
         c_int,
@@ -91,7 +92,7 @@ _BLOCKING_CPP: Final[_Prototypes] = {
 # These only touch memory; letting other threads run would cost more than they do.
 _QUICK: Final[_Prototypes] = {
     **{f"Create{kind}": (c_void_p, [c_char_p]) for kind in ("Message", "Producer", "PullConsumer")},
-    **{f"Destroy{kind}": (c_int, [c_void_p]) for kind in ("Message", "Producer", "PullConsumer")},
+    "DestroyMessage": (c_int, [c_void_p]),
     **{f"Set{kind}NameServerAddress": (c_int, [c_void_p, c_char_p]) for kind in ("Producer", "PullConsumer")},
     **{f"Set{kind}LogLevel": (c_int, [c_void_p, c_int]) for kind in ("Producer", "PullConsumer")},
     **{f"Set{kind}SessionCredentials": (c_int, [c_void_p, *[c_char_p] * 3]) for kind in ("Producer", "PullConsumer")},

@@ -243,7 +243,7 @@ class LibrocketmqSubscription(Subscription):
             if all(committed) and await self._clients.find_queues(self._retry_topic):
                 return
             await asyncio.sleep(_BIRTH_PAUSE)
-        raise LinkError(f"joining group {self._group}: RocketMQ does not know it yet")
+        raise LinkError(f"joining group {self._group}: RocketMQ does not know it yet (access control: docs/drivers.md)")
 
     def _beat(self) -> None:
         producer = self._clients.new_client(Producer, _BIRTH_GROUP)
