@@ -154,7 +154,7 @@ def rocketmq_proxy(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFa
     proxy.kill()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def link_settings(request: pytest.FixtureRequest, rocketmq: SharedRocketMQ) -> RocketMQSettings:
     """Return how the driver that `--driver` names reaches the shared RocketMQ."""
     driver = request.config.getoption("--driver")

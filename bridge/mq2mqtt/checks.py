@@ -60,8 +60,8 @@ async def _check_rocketmq(settings: Settings, *, create: bool) -> int:
     place = _place(settings.rocketmq)
     await link.start()
     try:
-        # Any topic will do: the answer counts.
-        await link.topic_exists("TBW102")
+        # Any topic will do, but one of RocketMQ's own: the answer counts.
+        await link.topic_exists("mq2mqtt")
         if not rules:
             typer.echo(f"ok       {place} answers; there are no rules")
         return await _check_rules(settings, link, create=create)

@@ -11,6 +11,8 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
+from mq2mqtt.quickstart.drivers import make_group, make_topic
+from mq2mqtt.settings import RocketMQSettings
 from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
@@ -35,16 +37,21 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    rocketmq: SharedRocketMQ, link_settings: RocketMQSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
     out, into = f"out_{uuid.uuid4().hex[:12]}", f"in_{uuid.uuid4().hex[:12]}"
     rules: list[dict[str, Any]] = [
         {"id": "sensors-out", "type": "outbound", "source": "sensors", "target": out},
         {"id": "commands-in", "type": "inbound", "source": into, "target": "devices"},
     ]
     bridge = new_bridge(tmp_path_factory.mktemp("bridge"), namesrv=rocketmq.namesrv, rules=rules)
+    bridge.config["rocketmq"] = link_settings.model_dump(exclude_none=True)
     with RocketPeer(rocketmq.namesrv) as peer:
-        peer.create_topic(out)
-        peer.create_topic(into)
+        for topic in (out, into):
+            asyncio.run(make_topic(link_settings.driver, rocketmq.namesrv, topic))
+        group = f"GID_mq2mqtt_commands-in_{bridge.config['node']}"
+        asyncio.run(make_group(link_settings.driver, rocketmq.namesrv, group))
         bridge.start()
         yield World(bridge, peer, out=out, into=into)
     assert bridge.stop() == 0
@@ -72,7 +79,9 @@ def test_one_clients_order_is_kept_and_keys_are_unique(world: World) -> None:
         for number in range(2000):
             device.publish("sensors/n", b"order %d" % number, qos=1, wait=False)
         device.wait_published()
-        wait_for(lambda: sum(message.properties.get("clientId") == "orderly" for message in messages) == 2000)
+        wait_for(
+            lambda: sum(message.properties.get("clientId") == "orderly" for message in messages) == 2000, seconds=60
+        )
     mine = [message for message in messages if message.properties.get("clientId") == "orderly"]
     assert [message.body for message in mine] == [b"order %d" % number for number in range(2000)]
     assert len({message.properties["KEYS"] for message in mine}) == 2000

@@ -88,7 +88,7 @@ class Capabilities:
     )
     commits_prefix: bool = _can(
         "What is not settled comes again with all behind it, as soon as the group has a member.",
-        without="What is not settled comes again alone, when the driver's time for it is over.",
+        without="It comes again when RocketMQ's time for it is over, up to 20 s later.",
     )
     bounds_each_queue: bool = _can(
         "At most 1000 messages of each queue are on their way to devices.",
