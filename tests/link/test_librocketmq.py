@@ -282,6 +282,30 @@ async def test_what_it_sends_and_receives_is_freed(link: RocketLink, single: Que
     assert resident_mebibytes() - before < 10
 
 
+async def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
+    tmp_path: Path, rocketmq: SharedRocketMQ, topic: str
+) -> None:
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("root alone can mount what nobody can write")
+    # Where releases write it, and where the build of the tests does.
+    mounts = 'for log in "$HOME" /logs; do mkdir -p "$log" && mount -t tmpfs -o ro none "$log"; done && exec "$@"'
+    arguments = ["unshare", "--mount", "sh", "-c", mounts, "sh"]
+    arguments += [sys.executable, "-c", _USE, "1", "close", topic, rocketmq.namesrv]
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        arguments,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path / "home")},
+    )
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "ConfigError: librocketmq cannot start: " in ended.stderr
+    assert "Read-only file system" in ended.stderr
+
+
 # What is installed
 
 

@@ -226,7 +226,6 @@ class Client(ABC):
         quick = library.functions.quick
         self._handle: int = getattr(quick, f"Create{self._kind}")(group.encode())
         getattr(quick, f"Set{self._kind}NameServerAddress")(self._handle, namesrv.encode())
-        getattr(quick, f"Set{self._kind}LogLevel")(self._handle, _LOG_ERRORS)
         if credentials is not None:
             keys = credentials.access_key.encode(), credentials.secret_key.encode()
             getattr(quick, f"Set{self._kind}SessionCredentials")(self._handle, *keys, _CHANNEL)
@@ -241,9 +240,13 @@ class Client(ABC):
         Raises:
             ConfigError: the library will not, and says why.
         """
+        functions = self.library.functions
         with _LIFECYCLE:
-            if getattr(self.library.functions.blocking, f"Start{self._kind}")(self._handle) != _OK:
-                raise ConfigError(f"librocketmq: {self.library.latest_error()}")
+            if getattr(functions.blocking, f"Start{self._kind}")(self._handle) != _OK:
+                problem = self.library.latest_error()
+                raise ConfigError(f"librocketmq cannot start: {problem} (it writes a log below the home directory)")
+        # Not before: it logs its start, and fails it when it can't write. In a thread of its own it aborts the process.
+        getattr(functions.quick, f"Set{self._kind}LogLevel")(self._handle, _LOG_ERRORS)
         _started.add(self)
 
     def close(self) -> None:
