@@ -256,9 +256,9 @@ asyncio.run(use(int(sys.argv[1]), sys.argv[2] == "close", *sys.argv[3:]))
 
 
 @pytest.mark.parametrize(("times", "close"), [(25, True), (1, False)], ids=["closed-25-times", "not-closed"])
-async def test_a_process_ends_in_peace(times: int, rocketmq: SharedRocketMQ, topic: str, *, close: bool) -> None:
+def test_a_process_ends_in_peace(times: int, rocketmq: SharedRocketMQ, topic: str, *, close: bool) -> None:
     arguments = [sys.executable, "-c", _USE, str(times), "close" if close else "leave", topic, rocketmq.namesrv]
-    ended = await asyncio.to_thread(subprocess.run, arguments, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "used\n", "")
 
@@ -282,7 +282,7 @@ async def test_what_it_sends_and_receives_is_freed(link: RocketLink, single: Que
     assert resident_mebibytes() - before < 10
 
 
-async def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
+def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
     tmp_path: Path, rocketmq: SharedRocketMQ, topic: str
 ) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0:
@@ -291,8 +291,7 @@ async def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
     mounts = 'for log in "$HOME" /logs; do mkdir -p "$log" && mount -t tmpfs -o ro none "$log"; done && exec "$@"'
     arguments = ["unshare", "--mount", "sh", "-c", mounts, "sh"]
     arguments += [sys.executable, "-c", _USE, "1", "close", topic, rocketmq.namesrv]
-    ended = await asyncio.to_thread(
-        subprocess.run,
+    ended = subprocess.run(
         arguments,
         capture_output=True,
         text=True,
