@@ -81,6 +81,7 @@ place_librocketmq() {
   unpacked=$(mktemp -d)
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target "$unpacked" \
     --requirement requirements/librocketmq-library.txt
-  cp "$unpacked/rocketmq/librocketmq.so" "$package/"
+  # A program that has it loaded goes on with the one before.
+  cp --remove-destination "$unpacked/rocketmq/librocketmq.so" "$package/"
   rm -r "$unpacked"
 }
