@@ -99,7 +99,7 @@ async def _proxy_over_tls(directory: Path, say: Callable[[str], None]) -> tuple[
         directory,
         server,
         {"tlsTestModeEnable": False, "tlsKeyPath": str(theirs.key), "tlsCertPath": str(theirs.certificate)},
-        {"tls.server.mode": "enforcing"},
+        properties={"tls.server.mode": "enforcing"},
     )
     settings = RocketMQSettings(driver="grpc", proxy=proxy.address, tls=TlsSettings(ca_file=authority.ca))
     return _BehindProxy(server, proxy), settings
@@ -110,41 +110,49 @@ async def _proxy_close_to_strangers(
 ) -> tuple[_BehindProxy, RocketMQSettings]:
     """Start one with access control (2.0), and one user who may do all."""
     key, secret = _OPERATOR.access_key, _OPERATOR.secret_key
-    inner = {"innerClientAuthenticationCredentials": json.dumps({"accessKey": key, "secretKey": secret})}
-    provider = "org.apache.rocketmq.auth.{0}.provider.{1}{2}Provider".format
-    both = inner | {
+    provider = "org.apache.rocketmq.auth.{0}.provider.Default{1}Provider".format
+    authentication = {
+        "innerClientAuthenticationCredentials": json.dumps({"accessKey": key, "secretKey": secret}),
         "authenticationEnabled": "true",
-        "authenticationProvider": provider("authentication", "Default", "Authentication"),
-        "authorizationEnabled": "true",
-        "authorizationProvider": provider("authorization", "Default", "Authorization"),
+        "authenticationProvider": provider("authentication", "Authentication"),
     }
-    conf = both | {
+    # Where a broker of 5.3.3 authorizes, it gives nobody messages who comes by way of a proxy.
+    broker_conf = authentication | {
         "initAuthenticationUser": json.dumps({"username": key, "password": secret}),
-        "authenticationMetadataProvider": provider("authentication", "Local", "AuthenticationMetadata"),
-        "authorizationMetadataProvider": provider("authorization", "Local", "AuthorizationMetadata"),
+        "authenticationMetadataProvider": "org.apache.rocketmq.auth.authentication.provider."
+        "LocalAuthenticationMetadataProvider",
     }
-    server = await _start(directory, say, _OPERATOR, broker_conf=conf, message_type="FIFO")
+    server = await _start(directory, say, _OPERATOR, broker_conf=broker_conf, message_type="FIFO")
     theirs = "org.apache.rocketmq.proxy.auth.Proxy{0}MetadataProvider".format
-    proxy = await _proxy(
-        directory,
-        server,
-        both
-        | {
-            "enableAclRpcHookForClusterMode": True,
-            "authenticationMetadataProvider": theirs("Authentication"),
-            "authorizationMetadataProvider": theirs("Authorization"),
-        },
-        {},
-    )
+    conf = authentication | {
+        "enableAclRpcHookForClusterMode": True,
+        "authenticationMetadataProvider": theirs("Authentication"),
+        "authorizationEnabled": "true",
+        "authorizationProvider": provider("authorization", "Authorization"),
+        "authorizationMetadataProvider": theirs("Authorization"),
+    }
+    proxy = await _proxy(directory, server, conf, access=_OPERATOR)
     keys = {"access_key": key, "secret_key": secret}
     return _BehindProxy(server, proxy), RocketMQSettings.model_validate(
         {"driver": "grpc", "proxy": proxy.address, **keys}
     )
 
 
-async def _proxy(directory: Path, server: RocketMQ, conf: dict[str, Any], properties: dict[str, str]) -> Proxy:
+async def _proxy(
+    directory: Path,
+    server: RocketMQ,
+    conf: dict[str, Any],
+    *,
+    properties: dict[str, str] | None = None,
+    access: Access = OPEN,
+) -> Proxy:
     return await Proxy.on_jvm(
-        directory / "proxy", namesrv=server.namesrv, jars=server.jars, conf=conf, java_properties=properties
+        directory / "proxy",
+        namesrv=server.namesrv,
+        jars=server.jars,
+        conf=conf,
+        java_properties=properties,
+        access=access,
     )
 
 

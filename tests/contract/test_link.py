@@ -586,12 +586,14 @@ async def carries(settings: RocketMQSettings, topic: str) -> None:
         await link.close()
 
 
+@pytest.mark.timeout(300)
 @needs("uses_tls")
 async def test_a_server_that_takes_tls_alone_is_reached(settings_in: guarded.SettingsIn) -> None:
     settings = await settings_in("tls")
     await carries(settings, guarded.TOPIC)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("refusal", [LinkError, pytest.param(NotAuthorizedError, marks=needs("tells_refusals"))])
 @needs("uses_access_keys")
 async def test_a_server_with_access_control_lets_in_who_has_the_key(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+from mq2mqtt.quickstart.cluster import OPEN, Access, create_topic
 from mq2mqtt.quickstart.ports import free_ports
 from mq2mqtt.quickstart.process import Child
 from mq2mqtt.quickstart.rocketmq import JVM_FLAGS, RocketMQStartError, class_path
@@ -17,6 +18,8 @@ __all__ = ["Proxy"]
 _START_DEADLINE = 120.0
 _POLL_INTERVAL = 0.1
 _MEMORY = ("-Xms64m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m")
+
+_OWN_TOPIC = "DefaultHeartBeatSyncerTopic"
 
 _CONF = {
     "proxyMode": "CLUSTER",
@@ -57,7 +60,7 @@ class Proxy:
         self._child: Child | None = None
 
     @classmethod
-    async def on_jvm(
+    async def on_jvm(  # noqa: PLR0913 - keyword-only, each a thing of its own
         cls,
         directory: Path,
         *,
@@ -65,6 +68,7 @@ class Proxy:
         jars: Path,
         conf: Mapping[str, object] | None = None,
         java_properties: Mapping[str, str] | None = None,
+        access: Access = OPEN,
     ) -> Self:
         """Start a proxy on free ports and wait until it serves.
 
@@ -74,10 +78,14 @@ class Proxy:
             jars: directory of RocketMQ's jars, 5.x.
             conf: fields of `rmq-proxy.json` beside, or instead of, this module's own.
             java_properties: of its JVM, such as `tls.server.mode`.
+            access: how this launcher is let in by name server and broker, where they ask for something.
 
         Raises:
+            LinkError: the broker does not make the topic that it needs.
             RocketMQStartError: it ended early or did not serve in time.
         """
+        # It would make it itself, but ends when that takes more than 3 s.
+        await create_topic(namesrv, _OWN_TOPIC, queues=1, access=access)
         proxy = cls(directory, namesrv=namesrv, jars=jars, conf=conf or {}, java_properties=java_properties or {})
         try:
             await proxy.start()

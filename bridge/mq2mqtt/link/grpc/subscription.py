@@ -26,6 +26,14 @@ _ROUTE_SECONDS = 5.0
 _CLOSE_SECONDS = 3.0
 _READY_BATCHES = 64
 
+# A broker that has nothing answers after 5 s; now and then at once, about messages of another tag.
+_HASTY_SECONDS = 1.0
+_HASTY_ANSWERS = 5
+_HASTY = (
+    "the broker does not wait for messages, it answers that there are none: RocketMQ 5.3.3 does so with "
+    "authorizationEnabled in the broker; leave that to the proxy"
+)
+
 
 @dataclass(slots=True)
 class _Out:
@@ -162,7 +170,9 @@ class GrpcSubscription(Subscription):
     async def _poll(self, broker: str, queue: Any) -> None:  # noqa: ANN401
         """Receive from one broker; what goes wrong there is its trouble alone."""
         known = True
+        hasty = 0
         while True:
+            started = self._loop.time()
             try:
                 if not known:
                     await self._reader.require_order(queue)
@@ -173,8 +183,13 @@ class GrpcSubscription(Subscription):
                 known = False
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            self._troubles.pop(broker, None)
-            await self._hand_out(received)
+            hasty = 0 if received or self._loop.time() - started > _HASTY_SECONDS else hasty + 1
+            if hasty < _HASTY_ANSWERS:
+                self._troubles.pop(broker, None)
+                await self._hand_out(received)
+            else:
+                self._troubles[broker] = _HASTY
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _hand_out(self, received: list[client.Incoming]) -> None:
         """Queue what is new, in batches of one queue each; wait while too much is queued."""
