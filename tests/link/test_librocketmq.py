@@ -313,21 +313,24 @@ def test_the_library_is_told() -> None:
     assert "rocketmq-client-python 2.0.0, CPP CORE VERSION: 2." in library(DRIVERS["librocketmq"])
 
 
-def _of_an_older_compiler(library: bytes) -> bytes:
-    # Without the function by whose name the driver tells the layout of strings.
-    return library.replace(b"MQMessage7getBodyB5cxx11", b"MQMessage7getBodyB5cxx98")
+def _damaged(package: Path) -> None:
+    (package / "librocketmq.so").write_bytes(b"no library")
 
 
-@pytest.mark.parametrize(
-    "change", [None, lambda _: b"no library", _of_an_older_compiler], ids=["missing", "damaged", "old-strings"]
-)
+def _of_an_old_compiler(package: Path) -> None:
+    """Have the package content with a library that lacks what the driver needs besides."""
+    (package / "ffi.py").write_text("_DYLIB_PATH = 'libz.so.1'")
+
+
+@pytest.mark.parametrize("change", [None, _damaged, _of_an_old_compiler], ids=["missing", "damaged", "old"])
 def test_a_native_library_that_does_not_do_is_one_clear_line(
-    tmp_path: Path, change: Callable[[bytes], bytes] | None
+    tmp_path: Path, change: Callable[[Path], None] | None
 ) -> None:
-    installed = Path(sysconfig.get_path("platlib"), "rocketmq")
-    shutil.copytree(installed, tmp_path / "rocketmq", ignore=shutil.ignore_patterns("*.so"))
+    package = tmp_path / "rocketmq"
+    installed = Path(sysconfig.get_path("platlib"), package.name)
+    shutil.copytree(installed, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     if change is not None:
-        (tmp_path / "rocketmq" / "librocketmq.so").write_bytes(change((installed / "librocketmq.so").read_bytes()))
+        change(package)
     config = tmp_path / "mq2mqtt.yaml"
     config.write_text("rocketmq: {namesrv: '127.0.0.1:9', driver: librocketmq}\nrules: []\n")
 
