@@ -129,12 +129,17 @@ class Downlink:
             await self._queue.available()
 
     def _take_again(self, source: Source, message: ReceivedMessage) -> None:
+        self._take(source, message)
+        # One that has to stay where it is was not taken, and is not counted.
         self._telemetry.outcomes["received"] += 1
         self._telemetry.in_flight += 1
-        self._take(source, message)
 
     def _take(self, source: Source, message: ReceivedMessage) -> None:
-        """Settle `message` one way or another, whatever it holds."""
+        """Settle `message` one way or another, whatever it holds.
+
+        Raises:
+            LaneError: see `_park`.
+        """
         try:
             self._hand_over(source, message)
         except UnmappableMessageError as error:
@@ -232,11 +237,16 @@ class Downlink:
         """Put `message` aside for an operator.
 
         Where the disk refuses it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
+
+        Raises:
+            LaneError: the disk refuses one that is replayed, which nobody else may have any more; it is not settled.
         """
         where = f"{message.broker}/{message.queue_id}/{message.offset}"
         try:
             evicted = self._parked.append(_frame(message), key=where, reason=reason)
         except LaneError as error:
+            if source is self._replay:
+                raise
             logger.error(
                 "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, where, reason, error
             )

@@ -136,17 +136,22 @@ async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is
     wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
     lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
 
-    def refuse(*_: object, **__: object) -> int:
+    refused: list[object] = []
+
+    def refuse(*_: object, key: str, **__: object) -> int:
+        refused.append(key)
         raise LaneError("the disk is full")
 
     async with World(tmp_path, IN) as world:
         with monkeypatch.context() as patch:
             patch.setattr(ParkedStore, "append", refuse)
-            await until(lambda: world.count("commands-in", "received") > 1)
+            await until(lambda: len(refused) > 1)
             assert [message.replaying for message in list_parked(lane)] == [True]
             assert world.bridge.telemetry.rules["commands-in"].drops == {}
             assert sums_hold(world)
         await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+        assert world.count("commands-in", "received") == world.count("commands-in", "parked") == 1
+        assert sums_hold(world)
 
 
 @pytest.mark.parametrize(
