@@ -102,8 +102,9 @@ class AmqttHost:
 
     async def close(self) -> None:
         """Refuse new connections and end all there are."""
-        self._sessions.close()
         await self._lifecycle.close()
+        # Not before: until a connection has ended, its SUBACK says that the store has what it subscribes to.
+        self._sessions.close()
         self._subscriptions.clear()
 
     def publish(

@@ -146,6 +146,23 @@ async def test_a_stopping_broker_forgets_nothing(start_world: StartWorld) -> Non
     assert not store.calls
 
 
+async def test_what_is_subscribed_to_while_the_broker_stops_is_saved_or_not_acknowledged(
+    start_world: StartWorld,
+) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    # Those that have not said a word are closed first, and devices go on meanwhile.
+    silent = [await Client.open(world.port) for _ in range(3)]
+    world.clients += silent
+    await until(lambda: world.open_connections == 4)
+    device.send(subscribe_packet(1, ("into/#", 1)))
+    await world.host.close()
+    await device.wait_closed()
+    assert store.calls in ([], [("save", "dev", "into/#", 1)])
+    assert not device.packets
+
+
 async def test_what_is_saved_already_is_not_written_again(start_world: StartWorld) -> None:
     store = SlowStore(Subscription("dev", "into/#", 1))
     world = await start_world(subscriptions=store)
