@@ -6,7 +6,6 @@ methods of its `Broker` that set up and end a connection are written anew here.
 """
 
 import asyncio
-import contextlib
 from typing import Any, Final
 
 from amqtt.adapters import ReaderAdapter, WriterAdapter
@@ -23,6 +22,7 @@ from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.patch import replace
 from mq2mqtt_amqtt.roles import Host, Reason, Will
 from mq2mqtt_amqtt.wills import Wills
+from mq2mqtt_amqtt.wire import open_wire
 
 __all__ = ["CONNECT_SECONDS", "Lifecycle"]
 
@@ -59,8 +59,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Refuse new connections and end all there are; returns when everything is told."""
         self._closing = True
-        for writer in tuple(self._opening):
-            await _close(writer)
+        await asyncio.gather(*(_close(writer) for writer in tuple(self._opening)))
         for connection in list(self._connections.values()):
             connection.end(Reason.BROKER_STOPPED)
         # Shielded tasks within: one that hangs is bounded by its own timeouts.
@@ -208,5 +207,5 @@ class Lifecycle:
 
 
 async def _close(writer: WriterAdapter) -> None:
-    with contextlib.suppress(OSError):
-        await writer.close()
+    # amqtt's own way waits for the peer: half a minute for one that has TLS and does not answer.
+    await open_wire(writer, asyncio.Lock(), "no client yet").close()
