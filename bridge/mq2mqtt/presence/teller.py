@@ -47,7 +47,7 @@ class Teller:
         self._syncing = Syncing(lane.durable)
         self._refuses = False
         self._later: asyncio.Handle | None = None
-        # Bounded by the number of clients. A plain dict looks for its first key behind all that were taken out.
+        # Bounded by who is connected or announced. A plain dict looks for its first key behind all that were taken out.
         self.owed: OrderedDict[str, None] = OrderedDict()
         lane.on_space = self.try_again
 
@@ -59,11 +59,13 @@ class Teller:
 
     def changed(self, client_id: str) -> None:
         """A client came or went."""
-        if self._try_to_settle(client_id):
+        is_settled = self._try_to_settle(client_id)
+        if not is_settled:
+            self._telemetry.dropped(DropReason.LANE_FULL)
+        if is_settled or not (client_id in self._state.connections or client_id in self._rule.announced):
             self.owed.pop(client_id, None)
         else:
             self.owed[client_id] = None
-            self._telemetry.dropped(DropReason.LANE_FULL)
 
     def said_goodbye(self, connection: Connection, time_ms: int) -> None:
         """A client said DISCONNECT."""
