@@ -14,7 +14,7 @@ from mq2mqtt.errors import StoreError
 from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
 from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer
 from mq2mqtt.offline.shelf import Shelf, message_of
-from mq2mqtt.store import StoredMessage
+from mq2mqtt.store import MessageKind, StoredMessage
 from mq2mqtt.telemetry import Ending
 
 __all__ = ["AWAY", "Replay"]
@@ -24,6 +24,11 @@ AWAY: Final = frozenset((DropReason.NOT_PERSISTENT, DropReason.SLOW_DEVICE, Drop
 
 CONFIRM_SECONDS: Final = 5.0
 """Where nobody sees a device's acknowledgement: for so long its connection has to last after a message."""
+
+_STANDSTILL_SECONDS = 1.0
+"""A loop that was so late, because the process was stopped or starved, may not have been told yet who has gone."""
+# Messages confirmed before devices get their turn: about 5 ms.
+_CONFIRMED_AT_ONCE = 200
 
 _READERS = 4
 _RETRY_SECONDS = 1.0
@@ -82,7 +87,9 @@ class Replay:
     def came(self, client_id: str, channel_id: str, *, clean_session: bool = False) -> None:
         """A client is connected. With `clean_session` it has given up what its session before missed."""
         self._channels[client_id] = channel_id
-        if clean_session and self._shelf.ledger.waiting(client_id):
+        if not self._shelf.ledger.knows(client_id):
+            self._given_up.pop(client_id, None)
+        elif clean_session:
             self._given_up[client_id] = self._shelf.last_id
         self.news(client_id)
 
@@ -138,6 +145,8 @@ class Replay:
         self._busy.discard(client_id)
         if client_id in self._channels:
             self._pacer.retry(client_id, time.monotonic(), delay=_RETRY_SECONDS)
+        else:
+            self._pacer.forget(client_id)
 
     def _end_batch(self, client_id: str) -> None:
         self._busy.discard(client_id)
@@ -160,16 +169,20 @@ class Replay:
         channel_id = self._channels.get(client_id)
         if channel_id is None:
             return False
-        if client_id in self._given_up:
-            await self._shelf.end_session(client_id, upto=self._given_up[client_id])
-            self._given_up.pop(client_id, None)
+        if (upto := self._given_up.get(client_id)) is not None:
+            finds_all = not self._shelf.ledger.has_under_way(client_id)
+            await self._shelf.end_session(client_id, upto=upto)
+            if finds_all and self._given_up.get(client_id) == upto:
+                del self._given_up[client_id]
         messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
         if self._finishing or self._channels.get(client_id) != channel_id:
             return False
         batch = _Batch(1)
+        given_up = self._given_up.get(client_id, -1)
         for message in messages:
-            if expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
-                self._shelf.ledger.fly(message.id, client_id)
+            if message.kind is MessageKind.SESSION and message.id <= given_up:
+                self._shelf.leave(message, Ending.DROPPED, reason=DropReason.SESSION_ENDED)
+            elif expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
                 self._shelf.leave(message, Ending.EXPIRED)
             else:
                 batch.flying += 1
@@ -223,25 +236,32 @@ class Replay:
         self._unconfirmed.append((at, flight))
         self._unconfirmed_of.setdefault(flight.message.client_id, {})[flight.message.id] = flight
         if self._confirming is None:
-            self._confirming = asyncio.get_running_loop().call_at(at, self._confirm)
+            self._confirm_at(at)
 
-    def _confirm(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _confirm_at(self, at: float) -> None:
+        self._confirming = asyncio.get_running_loop().call_at(at, self._confirm, at)
+
+    def _confirm(self, due: float) -> None:
+        now = asyncio.get_running_loop().time()
         self._confirming = None
-        if self._unconfirmed and self._host.problem is not None:
-            # Which connections have ended is told when the broker is there again.
-            self._confirm_from = loop.time() + CONFIRM_SECONDS
-            self._confirming = loop.call_later(CONFIRM_SECONDS / 5, self._confirm)
+        stood_still = now - due > _STANDSTILL_SECONDS
+        if self._unconfirmed and (stood_still or self._host.problem is not None):
+            # Which connections have ended is told when the broker is there again, or this process.
+            self._confirm_from = now + CONFIRM_SECONDS
+            self._confirm_at(now + CONFIRM_SECONDS / 5)
             return
-        while self._unconfirmed:
+        for _ in range(_CONFIRMED_AT_ONCE):
+            if not self._unconfirmed:
+                return
             at, flight = self._unconfirmed[0]
             at = max(at, self._confirm_from)
-            if not flight.landed and at > loop.time():
-                self._confirming = loop.call_at(at, self._confirm)
+            if not flight.landed and at > now:
+                self._confirm_at(at)
                 return
             self._unconfirmed.popleft()
             if not flight.landed:
                 self._leave(flight, Ending.DELIVERED)
+        self._confirm_at(now)
 
     def _leave(self, flight: _Flight, ending: Ending, *, reason: DropReason | None = None) -> None:
         self._shelf.leave(flight.message, ending, reason=reason)

@@ -116,6 +116,7 @@ class Shelf:
             properties,
             receipt,
         )
+        self.ledger.write(stored.id, client_id)
         # None overtakes those that were refused.
         if self._refused or not self._write(stored, kept):
             self._write_later(stored, kept)
@@ -129,19 +130,19 @@ class Shelf:
         future = self.store.add(message)
         if future.done() and _is_refused(future):
             return False
-        self.ledger.write(message.id)
         future.add_done_callback(partial(self._written, message, kept))
         return True
 
     def _written(self, message: StoredMessage, kept: Kept, future: asyncio.Future[None]) -> None:
-        self.ledger.written(message.id)
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
+            self.ledger.written(message.id)
             self.ledger.add(message.client_id)
             self._telemetry.offline.stored()
             kept(message)
             self.on_kept(message.client_id)
         elif isinstance(error, UnstorableError):
+            self.ledger.written(message.id)
             logger.error("rule {}: a message for {} cannot be kept: {}", message.rule, message.client_id, error)
             kept(error)
         elif not self._closed:

@@ -1,6 +1,8 @@
 """The offline queue: who gets what, when, and how often; on a host that sees acknowledgements unless said."""
 
 import asyncio
+import time
+from itertools import pairwise
 
 import pytest
 
@@ -292,6 +294,45 @@ async def test_a_clean_session_ends_what_the_session_before_missed_and_no_p2p() 
         await until(lambda: payloads(client) == [b"p2p", b"new"])
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_a_clean_session_ends_also_what_is_just_being_written(kept: int) -> None:
+    async with World() as world:
+        outcomes: list[Delivery] = []
+        news = MqttMessage("devices/news", b"x", 1)
+        for _ in range(kept):
+            world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        await until(lambda: len(outcomes) == kept)
+        world.store.held = True
+        world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        client = world.connect("a", clean=True)
+        await settle()
+        world.store.held = False
+        world.store.commit()
+        await until(lambda: world.count("dropped") == kept + 1)
+        await until(lambda: world.kept == [])
+        assert (payloads(client), outcomes) == ([], QUEUED * (kept + 1))
+        world.host.disconnect("a")
+        world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        client = world.connect("a")
+        await until(lambda: payloads(client) == [b"x"])
+
+
+async def test_a_clean_session_ends_what_comes_back_from_the_connection_before() -> None:
+    async with World() as world:
+        outcomes: list[Delivery] = []
+        for payload in (b"1", b"2"):
+            world.queue.missed("a", MqttMessage("devices/news", payload, 1), outcomes.append, rule_id=RULE)
+        await until(lambda: len(outcomes) == 2)
+        client = world.connect("a", acknowledges=False)
+        await settle()
+        under_way, client.unsettled = client.unsettled, []
+        client = world.connect("a", clean=True)
+        for settled in under_way:
+            settled(Delivery(Outcome.DROPPED, DropReason.DISCONNECTED))
+        await until(lambda: world.kept == [])
+        assert (payloads(client), world.count("dropped")) == ([], 2)
+
+
 class TestExpiry:
     async def test_what_is_over_when_it_comes_is_not_delivered(self) -> None:
         async with World() as world:
@@ -476,6 +517,35 @@ class TestUnseenAcknowledgements:
             world.host.come_back()
             await until(lambda: world.kept == [])
             assert payloads(client) == [b"x"]
+
+    @pytest.mark.usefixtures("short_confirmation")
+    async def test_a_process_that_stood_still_first_hears_who_has_gone(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            time.sleep(1.3)  # noqa: ASYNC251 - as SIGSTOP does
+            await asyncio.sleep(0.01)
+            world.host.disconnect("a")
+            client = world.connect("a")
+            await until(lambda: payloads(client) == [b"x"])
+            await until(lambda: world.kept == [])
+
+    async def test_thousands_are_confirmed_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(replay, "CONFIRM_SECONDS", 1)
+        async with World(sees_acknowledgements=False) as world:
+            world.host.go_away("does not answer")
+            world.store.room = 3000
+            for number in range(3000):
+                world.connect(f"c{number}")
+                world.hand(f"c{number}", b"x")
+            await until(lambda: len(world.store.rows) == 3000)
+            world.host.come_back()
+            left: list[int] = []
+            while world.telemetry.offline.messages:
+                await asyncio.sleep(0)
+                left.append(world.telemetry.offline.messages)
+            assert max(before - after for before, after in pairwise([3000, *left])) <= 200
 
     @pytest.mark.usefixtures("short_confirmation", "short_pace")
     async def test_batches_wait_for_their_confirmation(self) -> None:
