@@ -45,7 +45,7 @@ class _Notes:
 
     def __init__(self) -> None:
         # Bounded by who comes and goes within a few turns of the loop: each turn makes `_AT_ONCE`.
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()  # bounded, see above
         self._next: asyncio.Handle | None = None
 
     def add(self, note: Callable[[], None]) -> None:
