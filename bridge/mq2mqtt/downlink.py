@@ -257,7 +257,6 @@ class Downlink:
 
     def refresh_gauges(self) -> None:
         """Bring the gauges up to date; called before each scrape."""
-        self._telemetry.parked_messages = self._parked.count
         if self._subscription is not None:
             self._telemetry.lag = self._subscription.lag
         self._count_unreadable()

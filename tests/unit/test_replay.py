@@ -182,6 +182,18 @@ async def test_a_disabled_rule_replays_when_it_is_enabled(tmp_path: Path) -> Non
         await until(lambda: len(device.received) == 1 and not keys_of(lane))
 
 
+async def test_what_a_disabled_rule_has_parked_is_counted_until_it_is_dropped(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        await world.send(b"on", mqttSecondTopic="/a/+")
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        world.reload(IN | {"enabled": False})
+        assert 'mq2mqtt_parked_messages{rule="commands-in"} 1.0' in (await world.get("/metrics"))[1]
+        (key,) = keys_of(tmp_path / "commands-in")
+        assert drop(tmp_path / "commands-in", key)
+        assert 'mq2mqtt_parked_messages{rule="commands-in"} 0.0' in (await world.get("/metrics"))[1]
+
+
 async def test_a_damaged_message_is_left_for_the_operator_and_holds_up_no_other(tmp_path: Path) -> None:
     lane = park(tmp_path, "sensors-out", publish_frame(), "1", "2")
     (lane / "parked" / "1.replay").write_bytes(b"damaged")
