@@ -128,7 +128,7 @@ class ParkedStore:
             How many of the oldest messages were dropped for it: `max_messages`, or an eighth of `max_bytes`.
 
         Raises:
-            LaneFullError: the disk refuses.
+            LaneError: the disk refuses.
             ValueError: the key is empty or too long for a file name.
         """
         name = _name(key)
@@ -141,16 +141,16 @@ class ParkedStore:
         self._write(key, record)
         self._sizes.pop(name, None)
         self._replay_sizes.pop(_replay_name(key), None)
-        dropped = self._make_room(len(record))
-        self._sizes[name] = len(record)
-        self._changed_ns = self._directory.stat().st_mtime_ns
+        with map_errors(self._directory, "park in"):
+            dropped = self._make_room(len(record))
+            self._sizes[name] = len(record)
+            self._changed_ns = self._directory.stat().st_mtime_ns
         return dropped
 
     def _make_room(self, size: int) -> int:
         """Drop the oldest messages until another one, of `size` bytes, is within the bounds; return how many."""
-        messages = len(self._sizes) + len(self._replay_sizes)
+        messages, dropped = len(self._sizes) + len(self._replay_sizes), 0
         used = sum(self._sizes.values()) + sum(self._replay_sizes.values()) + size
-        dropped = 0
         while self._sizes and (messages >= self._max_messages or used > self._max_bytes):
             oldest = next(iter(self._sizes))
             used -= self._sizes.pop(oldest)
