@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -66,6 +67,7 @@ class P2PRelay:
         self._news = asyncio.Event()
         self._ahead_bytes = 0
         self._finishing = False
+        self._read_problem: str | None = None
         self._accepted_before = 0
 
     def go_by(self, rules: RuleSet) -> None:
@@ -124,7 +126,7 @@ class P2PRelay:
         with contextlib.suppress(LaneError):
             self.open()
         if self._writer is not None:
-            self.telemetry.rule_has(Trouble.LANE, self._writer.problem_of(RELAY_LANE))
+            self.telemetry.rule_has(Trouble.LANE, self._read_problem or self._writer.problem_of(RELAY_LANE))
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
@@ -160,12 +162,16 @@ class P2PRelay:
             try:
                 more = self._step()
             except LaneError as error:
-                self.telemetry.rule_down(Trouble.LANE, str(error))
+                self._read_problem = str(error)
+                self.telemetry.rule_down(Trouble.LANE, self._read_problem)
                 await asyncio.sleep(_RETRY_SECONDS)
             except Exception:  # noqa: BLE001 - a task's top edge: what is behind it waits
                 logger.exception("unexpected error with P2P messages between devices, trying again")
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
+                if self._read_problem is not None:
+                    self._read_problem = None
+                    self.telemetry.rule_up(Trouble.LANE)
                 await (asyncio.sleep(0) if more else self._news.wait())
                 await self._host.available()
 
@@ -194,6 +200,9 @@ class P2PRelay:
         rule_id = "" if rule is None else rule.id
         message = _message(frame)
         seconds = None if message.properties is None else message.properties.expiry_seconds
+        if seconds == 0:
+            # Deliver at once or never.
+            message = replace(message, clean_session=True)
         self._queue.hand(
             address.client_id,
             message,

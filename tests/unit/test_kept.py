@@ -2,18 +2,20 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.errors import ConfigError, StoreError
+from mq2mqtt.errors import ConfigError, LaneError, StoreError
 from mq2mqtt.host.memory import MemoryClient
-from mq2mqtt.message import MqttMessage
+from mq2mqtt.message import MqttMessage, MqttProperties
 from mq2mqtt.offline import replay
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.reader import Entry, LaneReader
 from mq2mqtt.store import StoredMessage
 from tests.unit.bridge_world import IN, OUT, World, until
 
@@ -219,6 +221,40 @@ async def test_p2p_of_a_device_waits_for_space_and_makes_the_bridge_unready_mean
         assert (await world.get("/readyz"))[0] == 503
         world.host.come_back()
         await until(lambda: world.bridge.telemetry.ready)
+
+
+async def test_a_relay_that_could_not_be_read_is_well_again_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_with(tmp_path, OUT) as world:
+        client = world.host.connect("c1")
+        await until(lambda: world.bridge.telemetry.ready)
+
+        def fail(*_: object, **__: object) -> list[Entry]:
+            raise LaneError("the disk fails")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LaneReader, "read", fail)
+            assert p2p(world, "c1", b"x")
+            await until(lambda: not world.bridge.telemetry.ready)
+            assert "the disk fails" in (await world.get("/readyz"))[1]
+        await until(lambda: payloads(client) == [b"x"])
+        await until(lambda: world.bridge.telemetry.ready)
+
+
+async def test_p2p_of_a_device_with_a_lifetime_of_zero_is_for_who_is_there(tmp_path: Path) -> None:
+    lane = Lane.open(tmp_path / "spool" / ".p2p", max_bytes=1 << 20, target="")
+    for client_id in ("c1", "c2"):
+        message = MqttMessage(
+            f"sensors/p2p/{client_id}", b"x", 1, clean_session=False, properties=MqttProperties(expiry_seconds=0)
+        )
+        lane.append(encode_publish(message, accepted_us=time.time_ns() // 1000))
+    lane.close()
+    world = world_with(tmp_path, OUT)
+    client = world.host.connect("c1")
+    async with world:
+        await until(lambda: world.bridge.telemetry.rules["sensors-out"].drops == {"not_persistent": 1})
+        assert (payloads(client), kept(world)) == ([b"x"], 0)
 
 
 async def test_a_foreign_frame_in_the_relay_stops_nothing(tmp_path: Path) -> None:
