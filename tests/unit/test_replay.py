@@ -170,6 +170,32 @@ async def test_a_message_of_another_type_of_rule_is_parked_again_as_it_was(
         assert world.bridge.telemetry.rules[rule].outcomes.total() == 0
 
 
+async def test_a_client_event_goes_to_its_rule_once_more_as_it_was(tmp_path: Path) -> None:
+    body = b'{"clientId":"GID_dev@@@1","channelId":"c","eventType":"tcpclean","time":1,"seq":5,"epoch":2,"node":"n1"}'
+    lane = park(tmp_path, "presence", Frame(FrameKind.EVENT, 0, 7, "GID_dev@@@1", "", b"", body), "17")
+    world = World(tmp_path, {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"})
+    world.cluster.create_topic("mq_status", 1)
+    async with world:
+        await until(lambda: world.sent("mq_status") == [body] and not keys_of(lane))
+        (message,) = world.cluster.queues("mq_status")[0]
+        assert message.properties["TAGS"] == "tcpclean"
+        assert message.properties["KEYS"] == "n1:presence:17"
+        assert sums_hold(world, out="presence")
+
+
+async def test_a_receipt_goes_to_its_topic_once_more_as_it_was(tmp_path: Path) -> None:
+    properties = b"TAGS\x01queued\x02KEYS\x01order-1\x02mq2mqttNode\x01n1\x02"
+    name = "commands-in.receipts"
+    lane = park(tmp_path, name, Frame(FrameKind.ROCKETMQ, 0, 7, "c1", "devices/a", properties, b"{}"), "17")
+    world = World(tmp_path, IN | {"receipts": "mq_receipts"})
+    world.cluster.create_topic("mq_receipts", 1)
+    async with world:
+        await until(lambda: world.sent("mq_receipts") == [b"{}"] and not keys_of(lane))
+        (message,) = world.cluster.queues("mq_receipts")[0]
+        assert {**message.properties, "TAGS": "queued", "KEYS": "order-1"} == message.properties
+        assert sums_hold(world, out=name)
+
+
 async def test_a_disabled_rule_replays_when_it_is_enabled(tmp_path: Path) -> None:
     lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
     world = World(tmp_path, IN | {"enabled": False})
