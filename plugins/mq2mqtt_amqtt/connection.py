@@ -61,7 +61,7 @@ class Connection(BrokerProtocolHandler):
     """See the module docstring.
 
     `channel_id` names the TCP connection in events; address, `clean_session`, `keep_alive` (seconds of silence after
-    which it is closed, 0 for never) and `will` are those of its own CONNECT. `serving`: its subscriptions are taken.
+    which it is closed, 0 for never) and `will` are those of its own CONNECT.
     `reason` is why it ended.
     """
 
@@ -84,7 +84,6 @@ class Connection(BrokerProtocolHandler):
         self.keep_alive = 0.0
         self.will: Will | None = None
         self.accepted = False
-        self.serving = False
         self.ended = False
         self.reason = Reason.UNKNOWN
         self._bytes: ByteReader | None = None

@@ -1,8 +1,8 @@
 """`MqttHost` over an amqtt broker in this process.
 
 The private side of amqtt is used here and in the modules that this one puts together: `subscriptions` (its table),
-`sessions`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its adapters) and
-`announce`.
+`sessions`, `routing`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its
+adapters) and `announce`.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from mq2mqtt_amqtt.packets import Frame, Publish
 from mq2mqtt_amqtt.patch import check_version, replace
 from mq2mqtt_amqtt.retained import Retained
 from mq2mqtt_amqtt.roles import is_kept
+from mq2mqtt_amqtt.routing import Routing
 from mq2mqtt_amqtt.sessions import KeptSessions
 from mq2mqtt_amqtt.subscriptions import Subscriptions
 from mq2mqtt_amqtt.wills import Wills
@@ -54,7 +55,8 @@ class AmqttHost:
         self._subscriptions = Subscriptions(broker)
         self._sessions = KeptSessions(broker, self._subscriptions)
         self._restored = asyncio.Event()
-        self._retained = Retained(broker)
+        self._retained = Retained(broker, self._subscriptions)
+        self._routing = Routing(broker, self, self._subscriptions)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._warned = False
         self._asking: set[asyncio.Task[None]] = set()
@@ -167,23 +169,16 @@ class AmqttHost:
     ) -> None:
         """Ask the broker's plugins for each receiver; the parcels keep their places meanwhile."""
         for connection, parcel in receivers:
-            if connection.session is not None and await self._may_receive(connection.session, topic):
+            if connection.session is not None and await self.may_receive(connection.session, topic):
                 parcel.ready = True
                 connection.outbox.pump()
             else:
                 connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
         for session, qos in away:
-            if await self._may_receive(session, topic):
+            if await self.may_receive(session, topic):
                 fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
             else:
                 fanout.done(Outcome.DROPPED, DropReason.NOT_AUTHORIZED)
-
-    async def _may_receive(self, session: Session, topic: str) -> bool:
-        try:
-            return await self._topic_filtering(session, topic, Action.RECEIVE)
-        except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
-            logger.exception("a plugin failed to say whether client {} may receive", session.client_id)
-            return False
 
     def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
         """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""
@@ -216,6 +211,14 @@ class AmqttHost:
     async def may_publish(self, session: Session, topic: str) -> bool:
         """Ask the plugins that filter topics."""
         return await self._topic_filtering(session, topic, Action.PUBLISH)
+
+    async def may_receive(self, session: Session, topic: str) -> bool:
+        """Ask the plugins that filter topics."""
+        try:
+            return await self._topic_filtering(session, topic, Action.RECEIVE)
+        except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
+            logger.exception("a plugin failed to say whether client {} may receive", session.client_id)
+            return False
 
     async def _permitted(self, session: Session, topic: str, action: Action) -> bool:
         """Answer amqtt's routing: what a client published has passed `may_publish` before it got there."""

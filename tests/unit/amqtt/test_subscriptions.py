@@ -60,6 +60,12 @@ async def _compare(changes: list[tuple[str, int, str, int]], topics: list[str]) 
                 if broker._matches(topic, known):
                     expected[client_id] = max(level, expected.get(client_id, 0))
             assert {s.session.client_id: s.qos for s in subscriptions.of(topic)} == expected
+            each = sorted(level for (known, _), level in granted.items() if broker._matches(topic, known))
+            assert sorted(qos for _, qos in subscriptions.matching(topic)) == each
+        for one in sessions:
+            own = {known for known, client_id in granted if client_id == one.client_id}
+            assert set(subscriptions.filters_of(one.client_id or "")) == own
+        assert broker.subscriptions.keys() == {known for known, _ in granted}
 
 
 async def test_a_restored_subscription_is_seen() -> None:
