@@ -125,6 +125,7 @@ class P2PRelay:
         """Look after what has no event; called about once a second."""
         with contextlib.suppress(LaneError):
             self.open()
+        self.telemetry.rule_has(Trouble.STORE, self._queue.problem if self.telemetry.in_flight else None)
         if self._writer is not None:
             self.telemetry.rule_has(Trouble.LANE, self._read_problem or self._writer.problem_of(RELAY_LANE))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ def receipts(world: World) -> list[tuple[str, str, str | None]]:
     """Tag, keys and client id of each receipt that RocketMQ has."""
     stored = [message.properties for message in world.cluster.queues("mq_receipts")[0]]
     return [(of["TAGS"], of["KEYS"], of.get("clientId")) for of in stored]
+
+
+def rename(database: Path, table: str, name: str) -> None:
+    with sqlite3.connect(database, timeout=15) as connection:
+        connection.execute(f"ALTER TABLE {table} RENAME TO {name}")
 
 
 def kept(world: World) -> int:
@@ -317,6 +323,22 @@ async def test_a_store_that_takes_nothing_holds_up_what_comes_from_rocketmq(
             await asyncio.sleep(0.3)
             assert world.count("commands-in", "received") < 100
         await until(lambda: world.count("commands-in", "queued") == 100)
+
+
+async def test_a_store_that_cannot_be_read_or_written_holds_the_rules_down(tmp_path: Path) -> None:
+    async with world_with(tmp_path, IN, OUT) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await asyncio.to_thread(rename, tmp_path / "spool.db", "offline", "away")
+        # Nobody wants anything kept: what looks for messages that are over finds out.
+        await until(lambda: world.state("commands-in") == "down")
+        relay = world.bridge.telemetry.relay
+        assert relay is not None
+        assert relay.up
+        assert p2p(world, "c1", b"x")
+        await until(lambda: "no such table: offline" in str(relay.reason))
+        await asyncio.to_thread(rename, tmp_path / "spool.db", "away", "offline")
+        await until(lambda: kept(world) == 1)
+        await until(lambda: world.bridge.telemetry.ready and relay.up)
 
 
 async def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
