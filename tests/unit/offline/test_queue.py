@@ -411,6 +411,35 @@ class TestQuotas:
             assert world.count("evicted") == 3
             assert (Outcome.EXPIRED, "r", "b", "devices/p2p/b") in world.receipts
 
+    @pytest.mark.parametrize(("total", "left"), [(1000, {"b": 20, "c": 20}), (25, {"b": 0})])
+    async def test_a_client_that_is_over_its_quota_all_the_time_holds_up_no_other_and_not_the_total(
+        self, total: int, left: dict[str, int]
+    ) -> None:
+        async with World(per_client=20, total=total) as world:
+
+            async def flood() -> None:
+                while True:
+                    world.hand("a", b"x")
+                    await asyncio.sleep(0)
+
+            flooding = asyncio.create_task(flood(), name="flooding")
+            await until(lambda: world.count("evicted") > 100)
+            for payload in NUMBERED[:30]:
+                for client_id in left:
+                    world.hand(client_id, payload)
+            await until(lambda: {client_id: world.queue.count(client_id) for client_id in left} == left)
+            assert not flooding.done()
+            flooding.cancel()
+            await asyncio.wait([flooding])
+
+    async def test_what_is_too_many_while_the_store_cannot_be_read_goes_later(self) -> None:
+        async with World(per_client=2) as world:
+            world.store.problem = "away"
+            await world.keep("a", *NUMBERED[:4])
+            await asyncio.sleep(0.1)
+            world.store.problem = None
+            await until(lambda: world.kept == NUMBERED[2:4])
+
     async def test_what_is_under_way_is_passed_over_page_by_page(self) -> None:
         async with World(sees_acknowledgements=False, total=205) as world:
             for number in range(6):
