@@ -151,6 +151,7 @@ class LaneReplay:
         """Messages that have gone this way, so were accepted once more."""
         self.look = self._replay.look
         self.close = self._replay.close
+        self.stop = self._replay.stop
 
     async def _send(self, message: ParkedMessage) -> None:
         key, frame = message.key, message.frame

@@ -248,6 +248,24 @@ async def test_what_cannot_be_deleted_is_not_sent_twice(tmp_path: Path, monkeypa
         assert len(world.sent()) == 2
 
 
+async def test_a_stop_waits_for_no_answer_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1")
+    world = World(tmp_path, OUT)
+    sending = []
+
+    async def hang(*_: object) -> None:
+        sending.append(1)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.link, "send", hang)
+    async with world:
+        world.publish("sensors/x")
+        await until(lambda: len(sending) == 2)
+        async with asyncio.timeout(world.settings().stop_deadline):
+            await world.bridge.stop()
+    assert [message.replaying for message in list_parked(lane)] == [True]
+
+
 async def test_a_bridge_that_is_stopped_leaves_what_has_no_outcome_for_its_next_start(tmp_path: Path) -> None:
     lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
     world = World(tmp_path, IN)
