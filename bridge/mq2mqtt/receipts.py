@@ -8,6 +8,7 @@ from mq2mqtt.errors import LaneError
 from mq2mqtt.host import DropReason, Outcome
 from mq2mqtt.mapping import NODE_PROPERTY
 from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.presence.syncing import Syncing
 from mq2mqtt.spool.frame import Frame, FrameKind, encode
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.telemetry import RuleTelemetry
@@ -47,11 +48,11 @@ class ReceiptBook:
 
     def __init__(self, *, node: str) -> None:
         self._node = node
-        self._lanes: dict[str, tuple[Lane, RuleTelemetry]] = {}
+        self._lanes: dict[str, tuple[Lane, RuleTelemetry, Syncing]] = {}
 
     def attach(self, rule_id: str, lane: Lane, telemetry: RuleTelemetry) -> None:
         """Have the receipts of this inbound rule written to `lane`, and counted in `telemetry`."""
-        self._lanes[rule_id] = lane, telemetry
+        self._lanes[rule_id] = lane, telemetry, Syncing(lane.durable)
 
     def detach(self, rule_id: str) -> None:
         """Write none any more; unknown rules are nothing."""
@@ -65,7 +66,7 @@ class ReceiptBook:
         """
         if outcome not in _TOLD or rule_id not in self._lanes:
             return
-        lane, telemetry = self._lanes[rule_id]
+        lane, telemetry, syncing = self._lanes[rule_id]
         frame = _frame(self._node, outcome, Receipt.read(receipt), client_id=client_id, topic=topic)
         try:
             lane.append(frame)
@@ -73,6 +74,8 @@ class ReceiptBook:
             telemetry.dropped(DropReason.LANE_FULL)
         else:
             telemetry.outcomes["accepted"] += 1
+            if lane.durability == "power":
+                syncing.soon()
 
 
 def _frame(node: str, outcome: Outcome, receipt: Receipt, *, client_id: str, topic: str) -> bytes:
