@@ -86,8 +86,8 @@ _OFFLINE_OUTCOMES = {
     Ending.DROPPED: "cannot be delivered to its client; `mq2mqtt_dropped_total` has the reason",
 }
 _REASONS = {
-    DropReason.LANE_FULL: "uplink: a QoS 0 publish, a client event or a receipt found the lane full; of client events the "
-    "difference is told later",
+    DropReason.LANE_FULL: "uplink: a QoS 0 publish, a client event or a receipt found the lane full; of client events "
+    "the difference is told later",
     DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish came before its rule's lane was open",
     DropReason.TOO_LARGE: "uplink: a publish larger than the whole lane",
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
