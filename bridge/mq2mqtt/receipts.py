@@ -18,6 +18,7 @@ __all__ = ["RECEIPTS_SUFFIX", "Receipt", "ReceiptBook"]
 RECEIPTS_SUFFIX: Final = ".receipts"
 """Of the lane that carries the receipts of the inbound rule named before it."""
 
+_SEPARATORS: Final = frozenset("\x01\x02")
 _TOLD: Final = frozenset((Outcome.DELIVERED, Outcome.QUEUED, Outcome.EXPIRED))
 
 
@@ -82,7 +83,9 @@ def _frame(node: str, outcome: Outcome, receipt: Receipt, *, client_id: str, top
     said = {"clientId": client_id, "mqttTopic": topic, "origMsgId": receipt.message_id}
     said = {name: value for name, value in said.items() if value}
     properties = {"TAGS": str(outcome), "KEYS": receipt.keys, NODE_PROPERTY: node, **said}
-    text = "".join(f"{name}\x01{value}\x02" for name, value in properties.items() if value)
+    # A device chooses its client id: one with RocketMQ's separators would make properties of its own.
+    texts = {name: value for name, value in properties.items() if value and not _SEPARATORS.intersection(value)}
+    text = "".join(f"{name}\x01{value}\x02" for name, value in texts.items())
     body = json.dumps({"outcome": str(outcome), "keys": receipt.keys, **said}, ensure_ascii=False)
     return encode(
         Frame(
