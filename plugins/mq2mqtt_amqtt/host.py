@@ -17,6 +17,7 @@ from loguru import logger
 from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEventType, MqttMessage
 from mq2mqtt.store import SubscriptionStore
+from mq2mqtt_amqtt.absent import Absent
 from mq2mqtt_amqtt.announce import listens
 from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.fanout import Fanout, Parcel
@@ -54,6 +55,7 @@ class AmqttHost:
         replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
         self._sessions = KeptSessions(broker, self._subscriptions)
+        self._absent = Absent(broker)
         self._restored = asyncio.Event()
         self._retained = Retained(broker, self._subscriptions)
         self._routing = Routing(broker, self, self._subscriptions)
@@ -90,9 +92,11 @@ class AmqttHost:
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`: it takes messages once it knows who subscribes to them.
 
-        There is no limit for all devices: each connection has a bound of its own.
+        There is no limit for all devices: each connection has a bound of its own. But what those miss who are away has
+        to be kept first.
         """
         await self._restored.wait()
+        await self._absent.done()
 
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""
@@ -105,6 +109,7 @@ class AmqttHost:
     async def close(self) -> None:
         """Refuse new connections and end all there are."""
         await self._lifecycle.close()
+        self._absent.close()
         # Not before: until a connection has ended, its SUBACK says that the store has what it subscribes to.
         self._sessions.close()
         self._subscriptions.clear()
@@ -135,9 +140,8 @@ class AmqttHost:
             connection.outbox.send(parcel)
             if not parcel.ready and not parcel.settled:
                 unasked.append((connection, parcel))
-        if not restricted:
-            for session, qos in away:
-                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+        if away and not restricted:
+            self._absent.miss(fanout, away)
         elif unasked or away:
             task = asyncio.create_task(self._ask(message.topic, unasked, away, fanout), name="mq2mqtt.receive-acl")
             self._asking.add(task)
@@ -176,7 +180,7 @@ class AmqttHost:
                 connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
         for session, qos in away:
             if await self.may_receive(session, topic):
-                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+                self._absent.miss(fanout, [(session, qos)])
             else:
                 fanout.done(Outcome.DROPPED, DropReason.NOT_AUTHORIZED)
 

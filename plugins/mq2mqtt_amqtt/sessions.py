@@ -1,8 +1,10 @@
 """The subscriptions of persistent sessions, in the bridge's store: amqtt has them in memory only."""
 
 import asyncio
+import gc
 import math
 import time
+import weakref
 from collections.abc import Collection
 from functools import partial
 from itertools import groupby
@@ -58,6 +60,8 @@ class KeptSessions:
                 await asyncio.sleep(0)
         self._store = store
         if self._saved:
+            # They stay: a full look for cycles in 100 000 of them would hold the loop for a second.
+            gc.freeze()
             logger.info("{} persistent sessions are restored with their subscriptions", len(self._saved))
 
     def close(self) -> None:
@@ -144,7 +148,8 @@ class _States:
     """What amqtt's broker uses of `Session.transitions`."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        # No cycle, which nobody would look for.
+        self._session = weakref.proxy(session)
         self.state = "disconnected"
 
     def is_connected(self) -> bool:

@@ -1,6 +1,8 @@
 """Subscriptions of persistent sessions outlive the broker: on real brokers, with a raw client and SQLite."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -144,6 +146,33 @@ async def test_a_stopping_broker_forgets_nothing(start_world: StartWorld) -> Non
     await world.client("dev", clean=False)
     await world.stop()
     assert not store.calls
+
+
+async def test_a_message_is_kept_for_many_sessions_some_at_a_time(start_world: StartWorld) -> None:
+    names = [f"dev-{number:03}" for number in range(500)]
+    world = await start_world(subscriptions=SlowStore(*(Subscription(name, "into/#", 1) for name in names)))
+    first, second = world.publish("into/a"), world.publish("into/a")
+    assert len(first.missed) == 200
+    # A session that ends before its turn misses nothing any more.
+    await world.broker._delete_session("dev-499")  # noqa: SLF001
+    assert len(first.missed) == 200
+    await world.host.available()
+    assert [name for name, _ in first.missed] == [name for name, _ in second.missed] == names[:-1]
+    for receipt in (first, second):
+        assert await receipt.outcome() == QUEUED
+
+
+async def test_a_restored_session_leaves_no_memory_behind(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(Subscription("dev", "into/#", 1)))
+    session = weakref.ref(world.broker.sessions["dev"][0])
+    assert session() is not None
+    # Nobody looks for cycles among what was restored.
+    gc.disable()
+    try:
+        await world.broker._delete_session("dev")  # noqa: SLF001
+        assert session() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_is_subscribed_to_while_the_broker_stops_is_saved_or_not_acknowledged(
