@@ -26,6 +26,8 @@ from mq2mqtt.telemetry import RuleTelemetry, Trouble
 __all__ = ["Downlink", "Keeper"]
 
 _RETRY_SECONDS = 1.0
+# A batch for a device takes less.
+_TURN_SECONDS = 0.005
 
 
 def _frame(message: ReceivedMessage) -> Frame:
@@ -119,14 +121,19 @@ class Downlink:
         self._subscription, self._unreadable = subscription, 0
         await self._host.available()
         async for batch in subscription:
-            self._telemetry.outcomes["received"] += len(batch)
-            self._telemetry.in_flight += len(batch)
+            turn_ends = time.monotonic() + _TURN_SECONDS
             for message in batch:
+                # The one before may be kept for thousands of sessions.
+                await self._queue.available()
+                if time.monotonic() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = time.monotonic() + _TURN_SECONDS
+                self._telemetry.outcomes["received"] += 1
+                self._telemetry.in_flight += 1
                 self._take(subscription, message)
             # A batch is written in one go; other connections get their turn before the next.
             await asyncio.sleep(0)
             await self._host.available()
-            await self._queue.available()
 
     def _take_again(self, source: Source, message: ReceivedMessage) -> None:
         self._take(source, message)
