@@ -99,6 +99,17 @@ async def test_an_inbound_message_reaches_the_subscribers_there_are_now(tmp_path
         assert sums_hold(world)
 
 
+async def test_inbound_messages_of_a_queue_are_replayed_in_their_order(tmp_path: Path) -> None:
+    for number in range(8, 13):
+        park(tmp_path, "commands-in", ROCKET._replace(payload=b"%d" % number), f"broker-a/0/{number}")
+    world = World(tmp_path, IN)
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    async with world:
+        await until(lambda: len(device.received) == 5)
+    assert [message.payload for message in device.received] == [b"8", b"9", b"10", b"11", b"12"]
+
+
 async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_it(tmp_path: Path) -> None:
     keys = [f"broker-a/0/{number}" for number in range(250)]
     lane = park(tmp_path, "commands-in", ROCKET, *keys)

@@ -163,7 +163,7 @@ class ParkedStore:
         return dropped
 
     def replays(self) -> list[str]:
-        """Return the keys of the messages that are to be replayed, in order: the first `MAX_REPLAYS` of them.
+        """Return the keys of the messages to be replayed, by offset for each queue: the first `MAX_REPLAYS` of them.
 
         Raises:
             LaneError: the directory cannot be read.
@@ -173,8 +173,8 @@ class ParkedStore:
                 names = os.listdir(self._directory)  # noqa: PTH208 - half the time
             except FileNotFoundError:
                 return []
-        found = sorted(name for name in names if name.endswith(_REPLAY_SUFFIX))
-        return sorted(map(_key, found[:MAX_REPLAYS]))
+        found = sorted((name for name in names if name.endswith(_REPLAY_SUFFIX)), key=lambda name: (len(name), name))
+        return [_key(name) for name in found[:MAX_REPLAYS]]
 
     def read_replay(self, key: str) -> ParkedMessage | None:
         """Read a message that is to be replayed; `None` if it is not any more.
