@@ -9,6 +9,7 @@ import typer
 
 from mq2mqtt.errors import LaneCorruptError, LaneError
 from mq2mqtt.parking import find_lane, owner, replay
+from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, lane_directories, read_entries, summarize_all
@@ -42,7 +43,7 @@ def show_lane(settings: Settings, lane: str, *, limit: int) -> int:
     try:
         for entry in islice(read_entries(path), limit):
             typer.echo(f"offset {entry.offset}  accepted {_time(entry.frame.accepted_us)}")
-            _show_frame(entry.frame)
+            _show_frame(path.name, entry.frame)
     except LaneError as error:
         typer.echo(f"PROBLEM  {error}")
         return _PROBLEMS
@@ -64,7 +65,7 @@ def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
     """Print a rule's parked messages whole, oldest first."""
     damaged: list[LaneCorruptError] = []
     for parked in list_parked(find_lane(settings.spool.path, lane), on_damage=damaged.append)[:limit]:
-        _show_parked(parked)
+        _show_parked(lane, parked)
     return _tell_of(damaged)
 
 
@@ -78,7 +79,7 @@ def replay_parked(settings: Settings, lane: str, keys: Sequence[str]) -> int:
     rule = owner(settings.rule_set, lane)
     problems: list[object] = []
     asked = 0
-    for key in keys or keys_of(path):
+    for key in keys or sorted(keys_of(path), key=len):
         try:
             problem = replay(settings.rule_set, path, key)
         except LaneError as error:
@@ -121,15 +122,17 @@ def _tell_of(problems: Iterable[object]) -> int:
     return code
 
 
-def _show_parked(parked: ParkedMessage) -> None:
+def _show_parked(lane: str, parked: ParkedMessage) -> None:
     state = "  to be replayed" if parked.replaying else ""
     typer.echo(f"key {parked.key}  parked {_time(parked.parked_us)}{state}  reason: {parked.reason}")
-    _show_frame(parked.frame)
+    _show_frame(lane, parked.frame)
 
 
-def _show_frame(frame: Frame) -> None:
+def _show_frame(lane: str, frame: Frame) -> None:
     if frame.kind == FrameKind.ROCKETMQ:
-        typer.echo(f"  RocketMQ topic {frame.topic}, born {_time(frame.accepted_us)}")
+        is_receipt = lane.endswith(RECEIPTS_SUFFIX)
+        what = f"receipt for MQTT topic {frame.topic!r}" if is_receipt else f"RocketMQ topic {frame.topic}"
+        typer.echo(f"  {what}, born {_time(frame.accepted_us)}")
         for text in frame.properties.decode("utf-8", "backslashreplace").split("\x02"):
             name, _, value = text.partition("\x01")
             if name:
