@@ -45,6 +45,9 @@ class Upkeep:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        # The quotas may be lower than when they were kept.
+        for client_id in self._shelf.ledger.counts:
+            self.kept(client_id)
         async with asyncio.TaskGroup() as group:
             group.create_task(_guarded(self._sweep), name="mq2mqtt.offline.sweep")
             group.create_task(_guarded(self._evict), name="mq2mqtt.offline.evict")

@@ -432,6 +432,14 @@ class TestQuotas:
             flooding.cancel()
             await asyncio.wait([flooding])
 
+    @pytest.mark.parametrize("quota", ["per_client", "total"])
+    async def test_a_quota_that_was_lowered_holds_from_the_start(self, quota: str) -> None:
+        store = MemoryStore()
+        async with World(store) as world:
+            await world.keep("a", *NUMBERED[:5])
+        async with World(store, **{quota: 3}) as world:
+            await until(lambda: world.kept == NUMBERED[2:5])
+
     async def test_what_is_too_many_while_the_store_cannot_be_read_goes_later(self) -> None:
         async with World(per_client=2) as world:
             world.store.problem = "away"
