@@ -432,12 +432,12 @@ class TestQuotas:
             flooding.cancel()
             await asyncio.wait([flooding])
 
-    @pytest.mark.parametrize("quota", ["per_client", "total"])
-    async def test_a_quota_that_was_lowered_holds_from_the_start(self, quota: str) -> None:
+    @pytest.mark.parametrize(("per_client", "total"), [(3, 10), (10, 3)])
+    async def test_a_quota_that_was_lowered_holds_from_the_start(self, per_client: int, total: int) -> None:
         store = MemoryStore()
         async with World(store) as world:
             await world.keep("a", *NUMBERED[:5])
-        async with World(store, **{quota: 3}) as world:
+        async with World(store, per_client=per_client, total=total) as world:
             await until(lambda: world.kept == NUMBERED[2:5])
 
     async def test_what_is_too_many_while_the_store_cannot_be_read_goes_later(self) -> None:
