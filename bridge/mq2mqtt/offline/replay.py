@@ -235,6 +235,7 @@ class Replay:
         at = asyncio.get_running_loop().time() + CONFIRM_SECONDS
         self._unconfirmed.append((at, flight))
         self._unconfirmed_of.setdefault(flight.message.client_id, {})[flight.message.id] = flight
+        self._landed_one.set()
         if self._confirming is None:
             self._confirm_at(at)
 

@@ -621,3 +621,16 @@ class TestEnd:
             await settle()
             assert payloads(other) == []
             assert world.kept == [b"2"]
+
+    async def test_what_the_broker_has_is_not_waited_for_until_it_is_confirmed(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            client = world.connect("a", acknowledges=False)
+            world.hand("a", b"x")
+            await until(lambda: len(client.unsettled) == 1)
+            finishing = asyncio.ensure_future(world.queue.finish())
+            await settle()
+            assert not finishing.done()
+            client.unsettled.pop()(Delivery(Outcome.DELIVERED))
+            await settle()
+            assert finishing.done()
+            assert world.kept == [b"x"]
