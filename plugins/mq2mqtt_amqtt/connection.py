@@ -114,7 +114,7 @@ class Connection(BrokerProtocolHandler):
             self.wire = AnnouncingWire(self.wire, self.plugins_manager, session)
         self._turnstile = Turnstile(self.wire, self.client_id)
         self._saving = Saving(self.client_id, self.fail)
-        self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id)
+        self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id, fail=self.fail)
         self.publishes = Publishes(
             routing=self,
             wire=self.wire,
