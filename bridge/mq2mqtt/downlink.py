@@ -26,6 +26,7 @@ from mq2mqtt.telemetry import RuleTelemetry, Trouble
 __all__ = ["Downlink", "Keeper"]
 
 _RETRY_SECONDS = 1.0
+_REACHED_NOBODY = frozenset((Outcome.NO_SUBSCRIBER, Outcome.DROPPED))
 # A batch for a device takes less.
 _TURN_SECONDS = 0.005
 
@@ -238,7 +239,10 @@ class Downlink:
     def _settled(self, source: Source, message: ReceivedMessage, delivery: Delivery) -> None:
         self._telemetry.settled(delivery)
         self._outcome.set()
-        source.settle(message)
+        if source is self._replay and delivery.outcome in _REACHED_NOBODY:
+            self._replay.park_again(message, f"replayed to nobody: {delivery.reason or delivery.outcome}")
+        else:
+            source.settle(message)
 
     def _park(self, source: Source, message: ReceivedMessage, reason: str) -> None:
         """Put `message` aside for an operator.

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.errors import LaneError
+from mq2mqtt.host import Delivery, Outcome
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
 from mq2mqtt.spool.parked import ParkedStore, ask_replay, drop, keys_of, list_parked
@@ -99,6 +100,35 @@ async def test_an_inbound_message_reaches_the_subscribers_there_are_now(tmp_path
         assert sums_hold(world)
 
 
+@pytest.mark.parametrize(
+    ("topic", "reason"), [("/a", "no_subscriber"), ("/p2p/c1", "not_persistent"), ("/slow", "slow_device")]
+)
+async def test_an_inbound_message_that_reaches_nobody_stays_for_the_operator(
+    topic: str, reason: str, tmp_path: Path
+) -> None:
+    frame = ROCKET._replace(properties=f"mqttSecondTopic\x01{topic}\x02TAGS\x01MQ2MQTT\x02".encode())
+    lane = park(tmp_path, "commands-in", frame, "broker-a/0/7")
+    world = World(tmp_path, IN)
+    slow = world.host.connect("slow")
+    slow.subscriptions["devices/slow"] = 1
+    slow.acknowledges = False
+    async with world:
+        await until(lambda: world.count("commands-in", "received") == 1)
+        world.host.time_out("slow")
+        await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+        (message,) = list_parked(lane)
+        assert (message.key, message.frame) == ("broker-a/0/7", frame)
+        assert message.reason == f"replayed to nobody: {reason}"
+        assert sums_hold(world)
+        device = world.host.connect("c1")
+        device.subscriptions["devices/#"] = 1
+        assert ask_replay(lane, "broker-a/0/7")
+        await until(lambda: len(device.received) == 1)
+        world.host.time_out("slow")
+        await until(lambda: not keys_of(lane))
+        assert sums_hold(world)
+
+
 async def test_inbound_messages_of_a_queue_are_replayed_in_their_order(tmp_path: Path) -> None:
     for number in range(8, 13):
         park(tmp_path, "commands-in", ROCKET._replace(payload=b"%d" % number), f"broker-a/0/{number}")
@@ -124,7 +154,8 @@ async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_
         assert len(device.received) == 100
         assert len(keys_of(lane)) == 250
         device.acknowledges = True
-        world.host.time_out("c1")
+        for acknowledge in device.unsettled:
+            acknowledge(Delivery(Outcome.DELIVERED))
         await until(lambda: not keys_of(lane))
         assert len(device.received) == 250
         assert sums_hold(world)
