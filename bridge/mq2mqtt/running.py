@@ -296,6 +296,8 @@ def _guarded(worker: Worker) -> Iterator[None]:
     """Let one worker's bug stop no other."""
     try:
         yield
+    except LaneError as error:
+        logger.error("rule {}: {}", worker.telemetry.rule_id, error)
     except Exception:  # noqa: BLE001 - the others are looked after in the same loop
         logger.exception("rule {}: unexpected error, going on", worker.telemetry.rule_id)
 
