@@ -12,7 +12,7 @@ from loguru import logger
 from mq2mqtt import expiry
 from mq2mqtt.errors import StoreError
 from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
-from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer
+from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer, Turns
 from mq2mqtt.offline.shelf import Shelf, message_of
 from mq2mqtt.store import MessageKind, StoredMessage
 from mq2mqtt.telemetry import Ending
@@ -50,12 +50,17 @@ class _Flight:
 
 
 class _Batch:
-    """Messages of one client that are handed over together; `flying` of them have not landed."""
+    """Messages of one client that are handed over together, up to the one with `last_id`.
 
-    __slots__ = ("flying",)
+    `flying` of them have not landed. `acknowledged`: some are, or are done with otherwise.
+    """
 
-    def __init__(self, flying: int) -> None:
+    __slots__ = ("acknowledged", "flying", "last_id")
+
+    def __init__(self, flying: int, last_id: int) -> None:
         self.flying = flying
+        self.last_id = last_id
+        self.acknowledged = False
 
 
 class Replay:
@@ -69,6 +74,7 @@ class Replay:
         self._shelf = shelf
         self._host = host
         self._pacer = Pacer()
+        self._turns = Turns()
         self._channels: dict[str, str] = {}
         # Of clients that gave their session up: the last message that can be of that session.
         self._given_up: dict[str, int] = {}
@@ -98,6 +104,7 @@ class Replay:
         if self._channels.get(client_id) == channel_id:
             del self._channels[client_id]
             self._pacer.forget(client_id)
+            self._turns.begin_anew(client_id)
         for flight in list(self._unconfirmed_of.get(client_id, {}).values()):
             if flight.channel_id == channel_id:
                 self._back(flight)
@@ -174,10 +181,14 @@ class Replay:
             await self._shelf.end_session(client_id, upto=upto)
             if finds_all and self._given_up.get(client_id) == upto:
                 del self._given_up[client_id]
-        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
         if self._finishing or self._channels.get(client_id) != channel_id:
             return False
-        batch = _Batch(1)
+        if len(messages) < BATCH_MESSAGES:
+            self._turns.begin_anew(client_id)
+        if not messages:
+            return False
+        batch = _Batch(1, messages[-1].id)
         given_up = self._given_up.get(client_id, -1)
         for message in messages:
             if message.kind is MessageKind.SESSION and message.id <= given_up:
@@ -188,8 +199,13 @@ class Replay:
                 batch.flying += 1
                 self._fly(_Flight(message, channel_id, batch, None))
         # Some may have landed by now, with others still to come.
-        batch.flying -= 1
+        self._one_landed(client_id, batch)
         return batch.flying > 0
+
+    def _one_landed(self, client_id: str, batch: _Batch) -> None:
+        batch.flying -= 1
+        if not batch.flying:
+            self._turns.ended(client_id, last_id=batch.last_id, acknowledged=batch.acknowledged)
 
     # -- messages --
 
@@ -266,6 +282,8 @@ class Replay:
 
     def _leave(self, flight: _Flight, ending: Ending, *, reason: DropReason | None = None) -> None:
         self._shelf.leave(flight.message, ending, reason=reason)
+        if flight.batch is not None:
+            flight.batch.acknowledged = True
         self._land(flight)
 
     def _back(self, flight: _Flight) -> None:
@@ -284,7 +302,7 @@ class Replay:
             if not unconfirmed:
                 del self._unconfirmed_of[client_id]
         if batch is not None:
-            batch.flying -= 1
+            self._one_landed(client_id, batch)
             if not batch.flying:
                 self._end_batch(client_id)
         else:

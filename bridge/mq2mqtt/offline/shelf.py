@@ -173,22 +173,24 @@ class Shelf:
 
     # -- out --
 
-    async def oldest(self, client_id: str, limit: int) -> list[StoredMessage]:
+    async def oldest(self, client_id: str, limit: int, *, after: int = -1) -> list[StoredMessage]:
         """Return the client's oldest messages that wait, at most `limit`; nothing else may happen before they fly.
+
+        Those with higher ids than `after`.
 
         Raises:
             StoreError: the store cannot be read now.
         """
-        return await self._waiting(partial(self.store.oldest, client_id), limit)
+        return await self._waiting(partial(self.store.oldest, client_id), limit, after)
 
     async def oldest_overall(self, limit: int) -> list[StoredMessage]:
         """Return the oldest messages that wait, of whatever client; see `oldest`."""
-        return await self._waiting(self.store.oldest_overall, limit)
+        return await self._waiting(self.store.oldest_overall, limit, -1)
 
-    async def _waiting(self, read: _Read, limit: int) -> list[StoredMessage]:
+    async def _waiting(self, read: _Read, limit: int, after: int) -> list[StoredMessage]:
         """Return the first messages that wait: in pages, because thousands may be under way before them."""
         found: list[StoredMessage] = []
-        after, size = -1, limit
+        size = limit
         ticket = self.ledger.begin_read()
         try:
             while True:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from mq2mqtt.host import Delivery, DropReason, Outcome
+from mq2mqtt.host.memory import MemoryClient
 from mq2mqtt.message import MqttMessage, MqttProperties
 from mq2mqtt.offline import pacing, replay
 from tests.unit.offline.memory_store import MemoryStore
@@ -16,6 +17,10 @@ QUEUED = [Delivery(Outcome.QUEUED)]
 DELIVERED = [Delivery(Outcome.DELIVERED)]
 NOT_KEPT = [Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT)]
 NUMBERED = [b"%d" % number for number in range(70)]
+
+
+async def received(client: MemoryClient, expected: list[bytes]) -> None:
+    await until(lambda: payloads(client) == expected)
 
 
 @pytest.fixture
@@ -101,6 +106,34 @@ async def test_thirty_at_once_then_thirty_each_pace_oldest_first() -> None:
         assert payloads(client) == NUMBERED
         assert {message.retain for message in client.received} == {False}
         assert world.count("delivered") == 70
+
+
+@pytest.mark.usefixtures("short_pace")
+async def test_messages_that_are_never_acknowledged_let_those_behind_them_pass() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED)
+        client = world.connect("a", acknowledges=False)
+        for times in (1, 2, 3):
+            await received(client, NUMBERED[:30] * times)
+            world.host.time_out("a")
+        client.acknowledges = True
+        await until(lambda: world.kept == [])
+        assert payloads(client)[90:] == NUMBERED[30:] + NUMBERED[:30]
+
+
+@pytest.mark.usefixtures("short_pace")
+async def test_who_acknowledges_nothing_gets_the_oldest_again_when_all_had_their_turn_and_on_return() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED[:40])
+        client = world.connect("a", acknowledges=False)
+        for batch in (*[NUMBERED[:30]] * 3, NUMBERED[30:40], NUMBERED[:30]):
+            await received(client, batch)
+            client.received.clear()
+            world.host.time_out("a")
+        world.host.disconnect("a")
+        again = world.connect("a")
+        await until(lambda: world.kept == [])
+        assert payloads(again) == NUMBERED[:40]
 
 
 async def test_the_pace_is_that_of_the_specification() -> None:
