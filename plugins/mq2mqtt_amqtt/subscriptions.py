@@ -51,6 +51,7 @@ class Subscriptions:
     """The subscribers of topics, one entry for each client however many of its filters match."""
 
     def __init__(self, broker: Broker) -> None:
+        self._sessions = broker.sessions
         self._table = _Table(broker.subscriptions)
         self._add = broker.add_subscription
         self._delete = broker._del_subscription  # noqa: SLF001 - see the module docstring
@@ -112,17 +113,28 @@ class Subscriptions:
 
     async def _on_add(self, subscription: tuple[str, int], session: Session) -> int:
         granted = await self._add(subscription, session)
+        if granted == _REFUSED:
+            return granted
         topic_filter = subscription[0]
-        if granted != _REFUSED:
-            # MQTT-3.8.4-3: subscribing again replaces the QoS; amqtt answers with the new one and keeps the old.
-            entries = self._table[topic_filter]
-            for index, (subscriber, qos) in enumerate(entries):
-                if subscriber.client_id == session.client_id and qos != granted:
-                    entries[index] = (subscriber, granted)
-            self._learn(topic_filter, session)
-            if self.watcher is not None:
-                self.watcher.added(session, topic_filter, granted)
+        entries = self._table[topic_filter]
+        if self._is_over(session):
+            entries[:] = [entry for entry in entries if entry[0] is not session]
+            if not entries:
+                del self._table[topic_filter]
+            return _REFUSED
+        # MQTT-3.8.4-3: subscribing again replaces the QoS; amqtt answers with the new one and keeps the old.
+        for index, (subscriber, qos) in enumerate(entries):
+            if subscriber.client_id == session.client_id and qos != granted:
+                entries[index] = (subscriber, granted)
+        self._learn(topic_filter, session)
+        if self.watcher is not None:
+            self.watcher.added(session, topic_filter, granted)
         return granted
+
+    def _is_over(self, session: Session) -> bool:
+        """Whether it ended while a plugin was asked what it may subscribe to."""
+        now, _ = self._sessions.get(session.client_id or "", (None, None))
+        return now is not session
 
     def _on_delete(self, topic_filter: str, session: Session) -> int:
         deleted = self._delete(topic_filter, session)

@@ -11,7 +11,7 @@ from amqtt.plugins.base import BaseAuthPlugin, BasePlugin, BaseTopicPlugin
 ACL = "tests.unit.amqtt.plugins.SlowAcl"
 LISTENER = "tests.unit.amqtt.plugins.Listener"
 GATE = "tests.unit.amqtt.plugins.Gate"
-RECEIVE_GATE = "tests.unit.amqtt.plugins.ReceiveGate"
+TOPIC_GATE = "tests.unit.amqtt.plugins.TopicGate"
 OPEN, WRONG, CRASH = "open", "wrong", "crash"
 
 
@@ -72,18 +72,19 @@ class Gate(BaseAuthPlugin):
         return bool(session.password == OPEN)
 
 
-class ReceiveGate(BaseTopicPlugin):
-    """Lets everybody receive, once `opened` is set; until then `asked` tells that somebody waits."""
+class TopicGate(BaseTopicPlugin):
+    """Permits everything, but what `holds` says only once `opened` is set; `asked` tells that somebody waits."""
 
-    opened = asyncio.Event()
-    asked = asyncio.Event()
+    holds: Action
+    opened: asyncio.Event
+    asked: asyncio.Event
 
     @dataclass
     class Config:
         pass
 
     async def topic_filtering(self, *, session: Any = None, topic: Any = None, action: Any = None) -> bool:  # noqa: ARG002
-        if action is Action.RECEIVE:
+        if action is self.holds:
             self.asked.set()
             await self.opened.wait()
         return True

@@ -1,20 +1,22 @@
 """What a broker with very many subscriptions does for one client costs no look at those of the others."""
 
-from collections.abc import Iterator
+import asyncio
 from typing import NoReturn
 
 import pytest
+from amqtt.contexts import Action
 
+from tests.mqtt_client import subscribe_packet
 from tests.unit.amqtt.conftest import StartWorld
-from tests.unit.amqtt.plugins import RECEIVE_GATE, ReceiveGate
-from tests.unit.amqtt.world import AUTH, World
+from tests.unit.amqtt.plugins import TOPIC_GATE, TopicGate
+from tests.unit.amqtt.world import AUTH, World, until
 
 
 @pytest.fixture
-def receive_gate() -> Iterator[type[ReceiveGate]]:
-    yield ReceiveGate
-    ReceiveGate.opened.clear()
-    ReceiveGate.asked.clear()
+def gate() -> type[TopicGate]:
+    # amqtt makes the plugin of its class.
+    TopicGate.opened, TopicGate.asked = asyncio.Event(), asyncio.Event()
+    return TopicGate
 
 
 def _fail(*_: object) -> NoReturn:
@@ -54,18 +56,35 @@ async def test_filters_that_nobody_subscribes_to_any_more_take_no_memory(world: 
     assert not world.host._subscriptions._filters  # noqa: SLF001
 
 
-async def test_a_message_reaches_all_while_others_subscribe(
-    start_world: StartWorld, receive_gate: type[ReceiveGate]
-) -> None:
-    world = await start_world(plugins={AUTH: {"allow_anonymous": True}, RECEIVE_GATE: {}})
+async def test_a_message_reaches_all_while_others_subscribe(start_world: StartWorld, gate: type[TopicGate]) -> None:
+    gate.holds = Action.RECEIVE
+    world = await start_world(plugins={AUTH: {"allow_anonymous": True}, TOPIC_GATE: {}})
     receivers = [await world.client(name) for name in ("one", "two")]
     await receivers[0].subscribe(("a/+", 1))
     await receivers[1].subscribe(("a/b", 1))
     await receivers[0].publish("a/b", b"to both", qos=1)
-    await receive_gate.asked.wait()
+    await gate.asked.wait()
     other = await world.client("other")
     await other.subscribe(("c", 1))
-    receive_gate.opened.set()
+    gate.opened.set()
     for receiver in receivers:
         (message,) = await receiver.wait_messages(1)
         assert message.payload == b"to both"
+
+
+@pytest.mark.parametrize("clean", [True, False])
+async def test_a_client_that_has_gone_subscribes_to_nothing(
+    start_world: StartWorld, gate: type[TopicGate], *, clean: bool
+) -> None:
+    gate.holds = Action.SUBSCRIBE
+    world = await start_world(plugins={AUTH: {"allow_anonymous": True}, TOPIC_GATE: {}})
+    device = await world.client("dev", clean=clean)
+    device.send(subscribe_packet(1, ("into/#", 1)))
+    await gate.asked.wait()
+    device.abort()
+    await until(lambda: not world.host.is_online("dev"))
+    again = await world.client("dev")
+    gate.opened.set()
+    await again.subscribe(("other", 1))
+    assert await world.publish("into/a").outcome() == ("no_subscriber", None)
+    assert list(world.broker.subscriptions) == ["other"]

@@ -4,6 +4,7 @@
 import asyncio
 
 from amqtt.broker import Broker
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,8 @@ async def _compare(changes: list[tuple[str, int, str, int]], topics: list[str]) 
     broker = Broker({"plugins": {}})
     subscriptions = Subscriptions(broker)
     sessions = [_session(number) for number in range(3)]
+    for session in sessions:
+        broker.sessions[session.client_id or ""] = session, BrokerProtocolHandler(broker.plugins_manager)
     granted: dict[tuple[str, str | None], int] = {}
     for change, number, topic_filter, qos in changes:
         session = sessions[number]
