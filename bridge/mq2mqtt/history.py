@@ -15,8 +15,12 @@ __all__ = ["keep_history"]
 _AT_ONCE: Final = 200
 
 
-def keep_history(presence: Presence, connects: ConnectStore) -> None:
-    """Have each coming and going noted in `connects` from now on, and who is connected already."""
+def keep_history(presence: Presence, connects: ConnectStore) -> Callable[[], None]:
+    """Have each coming and going noted in `connects` soon, from now on, and who is connected already.
+
+    Returns:
+        What notes all that has happened by now, at once: before the store is closed.
+    """
     notes = _Notes()
 
     def came(connection: Connection) -> None:
@@ -38,6 +42,7 @@ def keep_history(presence: Presence, connects: ConnectStore) -> None:
     # Their beginning may not have reached the store before the last end of this process.
     for connection in presence.connections.values():
         came(connection)
+    return notes.make_all
 
 
 class _Notes:
@@ -55,6 +60,10 @@ class _Notes:
     def _go_on(self) -> None:
         if self._waiting and self._next is None:
             self._next = asyncio.get_running_loop().call_soon(self._make)
+
+    def make_all(self) -> None:
+        while self._waiting:
+            self._waiting.popleft()()
 
     def _make(self) -> None:
         self._next = None

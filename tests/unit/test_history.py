@@ -13,6 +13,7 @@ from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.presence import Presence
 from mq2mqtt.store import Connect, ConnectStore
 from mq2mqtt.store.sql import SqlStore
+from tests.unit.bridge_world import World
 
 
 @pytest.fixture
@@ -119,3 +120,19 @@ async def test_a_broker_that_ends_with_all_its_connections_keeps_the_loop_from_n
         before = len(noted)
         await asyncio.sleep(0)
     assert noted == [f"dev{number} c{number} 20 broker stopped" for number in range(1000)]
+
+
+async def test_a_stop_still_notes_whose_connection_it_has_ended(tmp_path: Path) -> None:
+    async with World(tmp_path / "spool") as world:
+        clients = [f"c{number}" for number in range(5000)]
+        for client_id in clients:
+            world.host.connect(client_id)
+        await world.bridge.stop_receiving()
+        for client_id in clients:
+            world.host.disconnect(client_id)
+        await world.bridge.stop()
+    store = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/spool.db", node="n1")
+    for client_id in (clients[0], clients[-1]):
+        (connect,) = await store.connects.of(client_id)
+        assert connect.ended_ms is not None
+    await store.close()
