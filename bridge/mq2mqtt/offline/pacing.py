@@ -91,6 +91,14 @@ class Turns:
         else:
             self._in_vain.pop(client_id, None)
 
+    def left(self, client_id: str, *, last_id: int) -> None:
+        """The client has gone, and it is not known whether it has got the batch with this last message.
+
+        One that is never there for long would get the same batch each time, and none of those behind it.
+        """
+        self.begin_anew(client_id)
+        self._after[client_id] = last_id
+
     def begin_anew(self, client_id: str) -> None:
         """All had their turn, or the client has gone."""
         self._after.pop(client_id, None)

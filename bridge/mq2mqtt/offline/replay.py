@@ -95,6 +95,7 @@ class Replay:
         self._channels[client_id] = channel_id
         if not self._shelf.ledger.knows(client_id):
             self._given_up.pop(client_id, None)
+            self._turns.begin_anew(client_id)
         elif clean_session:
             self._given_up[client_id] = self._shelf.last_id
         self.news(client_id)
@@ -104,10 +105,15 @@ class Replay:
         if self._channels.get(client_id) == channel_id:
             del self._channels[client_id]
             self._pacer.forget(client_id)
-            self._turns.begin_anew(client_id)
+        had = -1
         for flight in list(self._unconfirmed_of.get(client_id, {}).values()):
             if flight.channel_id == channel_id:
+                had = max(had, -1 if flight.batch is None else flight.message.id)
                 self._back(flight)
+        if had >= 0:
+            self._turns.left(client_id, last_id=had)
+        elif client_id not in self._channels:
+            self._turns.begin_anew(client_id)
 
     def news(self, client_id: str) -> None:
         """Something may wait for this client."""
@@ -181,7 +187,7 @@ class Replay:
             await self._shelf.end_session(client_id, upto=upto)
             if finds_all and self._given_up.get(client_id) == upto:
                 del self._given_up[client_id]
-        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
+        messages = await self._next(client_id)
         if self._finishing or self._channels.get(client_id) != channel_id:
             return False
         if len(messages) < BATCH_MESSAGES:
@@ -201,6 +207,13 @@ class Replay:
         # Some may have landed by now, with others still to come.
         self._one_landed(client_id, batch)
         return batch.flying > 0
+
+    async def _next(self, client_id: str) -> list[StoredMessage]:
+        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
+        if not messages and self._turns.after(client_id) >= 0:
+            self._turns.begin_anew(client_id)
+            messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        return messages
 
     def _one_landed(self, client_id: str, batch: _Batch) -> None:
         batch.flying -= 1

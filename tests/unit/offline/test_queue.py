@@ -588,6 +588,23 @@ class TestUnseenAcknowledgements:
             await until(lambda: world.kept == [])
             assert payloads(client) == [b"x"]
 
+    @pytest.mark.usefixtures("short_pace")
+    async def test_a_device_that_is_never_there_for_long_gets_all_in_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            await world.keep("a", *NUMBERED)
+            for expected in (NUMBERED[:30], NUMBERED[30:60], NUMBERED[60:], NUMBERED[:30]):
+                client = world.connect("a")
+                await until(lambda client=client: client.received)  # type: ignore[misc]
+                await settle()
+                assert payloads(client) == expected
+                world.host.disconnect("a")
+            monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.2)
+            client = world.connect("a")
+            await until(lambda: world.kept == [])
+            assert payloads(client) == [*NUMBERED[30:], *NUMBERED[:30]]
+
     @pytest.mark.usefixtures("short_confirmation")
     async def test_a_process_that_stood_still_first_hears_who_has_gone(self) -> None:
         async with World(sees_acknowledgements=False) as world:
