@@ -162,6 +162,21 @@ async def test_a_message_is_kept_for_many_sessions_some_at_a_time(start_world: S
         assert await receipt.outcome() == QUEUED
 
 
+async def test_a_restored_session_takes_little_memory_and_misses_what_devices_publish(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(Subscription("dev", "plain/#", 1)))
+    session = world.broker.sessions["dev"][0]
+    assert not [name for name, value in vars(session).items() if isinstance(value, asyncio.Queue)]
+    other = await world.client("other")
+    await other.publish("plain/a", b"missed", qos=1)
+    back = await world.client("dev", clean=False)
+    assert [message.payload for message in await back.wait_messages(1)] == [b"missed"]
+    await back.publish("plain/a", b"own", qos=1)
+    await back.wait_messages(2)
+    assert world.broker.sessions["dev"][0] is session
+    session.clear_queues()
+    assert session.retained_messages.empty()
+
+
 async def test_a_restored_session_leaves_no_memory_behind(start_world: StartWorld) -> None:
     world = await start_world(subscriptions=SlowStore(Subscription("dev", "into/#", 1)))
     session = weakref.ref(world.broker.sessions["dev"][0])
