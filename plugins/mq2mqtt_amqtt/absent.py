@@ -10,6 +10,7 @@ from typing import Final
 
 from amqtt.broker import Broker
 from amqtt.session import Session
+from loguru import logger
 
 from mq2mqtt.host import DropReason, Outcome
 from mq2mqtt_amqtt.fanout import Fanout
@@ -53,8 +54,15 @@ class Absent:
             if following is None:
                 self._waiting.popleft()
             else:
-                self._miss(fanout, *following)
+                self._miss_safely(fanout, *following)
         self._later = asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _miss_safely(self, fanout: Fanout, session: Session, qos: int) -> None:
+        try:
+            self._miss(fanout, session, qos)
+        except Exception:  # noqa: BLE001 - the loop's own call: what waits behind it has to go on
+            logger.exception("client {}: unexpected error while a message is kept for it, dropped", session.client_id)
+            fanout.done(Outcome.DROPPED, DropReason.NOT_STORABLE)
 
     def _miss(self, fanout: Fanout, session: Session, qos: int) -> None:
         client_id = session.client_id or ""

@@ -10,6 +10,8 @@ import pytest
 from loguru import logger
 
 from mq2mqtt.errors import StoreError, UnstorableError
+from mq2mqtt.host import Delivery, Outcome, Settled
+from mq2mqtt.message import MqttMessage
 from mq2mqtt.store import Subscription
 from mq2mqtt.store.sql import SqlStore
 from tests.mqtt_client import CONNACK, SUBACK, UNSUBACK, Client, connect_packet, subscribe_packet, unsubscribe_packet
@@ -160,6 +162,21 @@ async def test_a_message_is_kept_for_many_sessions_some_at_a_time(start_world: S
     assert [name for name, _ in first.missed] == [name for name, _ in second.missed] == names[:-1]
     for receipt in (first, second):
         assert await receipt.outcome() == QUEUED
+
+
+async def test_a_message_that_cannot_be_kept_does_not_stop_those_behind_it(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(*(Subscription(name, "into/#", 1) for name in ("a", "b"))))
+    told: list[Delivery] = []
+
+    def fail_for_a(client_id: str, _qos: int, settled: Settled) -> None:
+        if client_id == "a":
+            raise RuntimeError("a bug")
+        settled(Delivery(Outcome.QUEUED))
+
+    world.host.publish(MqttMessage("into/a", b"x", 1), told.append, handed=lambda: None, missed=fail_for_a)
+    await world.host.available()
+    assert told == [Delivery(Outcome.QUEUED)]
+    assert await world.publish("into/a").outcome() == QUEUED
 
 
 async def test_a_restored_session_takes_little_memory_and_misses_what_devices_publish(start_world: StartWorld) -> None:
