@@ -148,7 +148,7 @@ class _RestoredSession(Session):
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - see `_QUEUES`
         if name not in _QUEUES:
             raise AttributeError(name)
-        queue: asyncio.Queue[Any] = asyncio.Queue()
+        queue: asyncio.Queue[Any] = asyncio.Queue()  # unbounded, as amqtt makes it
         setattr(self, name, queue)
         return queue
 
