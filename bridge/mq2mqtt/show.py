@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 
 import typer
 
@@ -13,7 +14,7 @@ from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, lane_directories, read_entries, summarize_all
-from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked
+from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked, read_parked
 
 __all__ = ["drop_parked", "list_lanes", "list_parked_messages", "replay_parked", "show_lane", "show_parked"]
 
@@ -55,10 +56,23 @@ def list_parked_messages(settings: Settings) -> int:
     rows: list[tuple[str, ...]] = []
     damaged: list[LaneCorruptError] = []
     for path in lane_directories(settings.spool.path):
-        found = list_parked(path, on_damage=damaged.append)
-        rows += [(path.name, parked.key, _time(parked.parked_us), _state(parked), parked.reason) for parked in found]
+        # One at a time: together they may be more than the memory.
+        found = [_parked_row(path, key, damaged) for key in keys_of(path)]
+        rows += [row for _, row in sorted(filter(None, found))]
     _table(("RULE", "KEY", "PARKED", "STATE", "REASON"), rows)
     return _tell_of(damaged)
+
+
+def _parked_row(lane: Path, key: str, damaged: list[LaneCorruptError]) -> tuple[int, tuple[str, ...]] | None:
+    """Return when it was parked and its line, or note that it is damaged."""
+    try:
+        parked = read_parked(lane, key)
+    except LaneCorruptError as error:
+        damaged.append(error)
+        return None
+    if parked is None:
+        return None
+    return parked.parked_us, (lane.name, key, _time(parked.parked_us), _state(parked), parked.reason)
 
 
 def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
