@@ -89,7 +89,7 @@ _REASONS = {
     DropReason.LANE_FULL: "uplink: a QoS 0 publish, a client event or a receipt found the lane full; of client events "
     "the difference is told later",
     DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish came before its rule's lane was open",
-    DropReason.TOO_LARGE: "uplink: a publish larger than the whole lane",
+    DropReason.TOO_LARGE: "uplink: a publish, or a client event, larger than the whole lane",
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
     DropReason.DISCONNECTED: "the device left before it acknowledged",
     DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from mq2mqtt.errors import LaneError
+from mq2mqtt.errors import FrameTooLargeError, LaneError
 from mq2mqtt.host import DropReason
 from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.presence.state import Announced, Connection, Kept, Record, RuleState, State, Told, Untold
@@ -109,6 +109,10 @@ class Teller:
         frame = Frame(FrameKind.EVENT, 0, time.time_ns() // 1000, connection.client_id, "", b"", body)
         try:
             self._lane.append(encode(frame))
+        except FrameTooLargeError:
+            # It never fits. Taken for told, because nobody behind it would be told of.
+            self._telemetry.dropped(DropReason.TOO_LARGE)
+            return
         except LaneError as error:
             self._write(Untold(self._rule_id))
             self._refuse(str(error))
