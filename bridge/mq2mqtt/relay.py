@@ -39,7 +39,8 @@ _OVERHEAD_BYTES = 400
 class P2PRelay:
     """The lane `.p2p` at work: what is in it is handed to the offline queue, and settled at its outcome.
 
-    The lane is opened when there is something in it, or for it. `run` works until `finish`.
+    The lane is opened when there is something in it, or there may be: not for the first message, whose connection and
+    all others would wait for the disk. `run` works until `finish`.
     """
 
     def __init__(
@@ -78,22 +79,20 @@ class P2PRelay:
         """Put a P2P publish into the lane; see `mq2mqtt.host.Intake.accept`."""
         if self._lane is None:
             with contextlib.suppress(LaneError):
-                self._open(required=True)
+                self.open()
         frame = encode_publish(message, accepted_us=time.time_ns() // 1000)
         return self._intake.accept(frame, qos=message.qos)
 
     # -- its files --
 
     def open(self) -> None:
-        """Open the lane if there is one. Idempotent.
+        """Open the lane if there is one, or devices have P2P topics. Idempotent.
 
         Raises:
             LaneError: it cannot be used.
         """
-        self._open(required=False)
-
-    def _open(self, *, required: bool) -> None:
-        if self._lane is not None or not (required or self._path.is_dir()):
+        is_wanted = self._writer is None and self._rules.parents
+        if self._lane is not None or not (is_wanted or self._path.is_dir()):
             return
         max_bytes = self._spool.max_bytes
         lane: Lane | FollowedLane | None
