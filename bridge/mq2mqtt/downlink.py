@@ -124,7 +124,8 @@ class Downlink:
         async for batch in subscription:
             turn_ends = time.monotonic() + _TURN_SECONDS
             for message in batch:
-                # The one before may be kept for thousands of sessions.
+                # The one before may be for thousands of sessions.
+                await self._host.available()
                 await self._queue.available()
                 if time.monotonic() > turn_ends:
                     await asyncio.sleep(0)
@@ -134,7 +135,6 @@ class Downlink:
                 self._take(subscription, message)
             # A batch is written in one go; other connections get their turn before the next.
             await asyncio.sleep(0)
-            await self._host.available()
 
     def _take_again(self, source: Source, message: ReceivedMessage) -> None:
         self._take(source, message)
