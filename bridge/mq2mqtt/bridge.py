@@ -132,10 +132,11 @@ class Bridge:
         """
         await self.admin.start()
         await self._open_store()
-        # A broker in this process ended with the last one; another's may have gone on.
-        self.presence.start(lives_on=self._lives_on)
+        # Also those that ended with the last process: a clean session gave up what the one before it had missed.
         for connection in self.presence.connections.values():
             self._came(connection)
+        # A broker in this process ended with the last one; another's may have gone on.
+        self.presence.start(lives_on=self._lives_on)
         await self._link.start()
         self._runner = asyncio.create_task(self._run(), name="mq2mqtt.bridge")
         logger.info(

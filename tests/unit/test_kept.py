@@ -277,6 +277,23 @@ async def test_a_foreign_frame_in_the_relay_stops_nothing(tmp_path: Path) -> Non
         await until(lambda: relay.outcomes["sent"] == 2)
 
 
+async def test_what_a_clean_session_gave_up_is_given_up_for_the_next_life_too(tmp_path: Path) -> None:
+    async with world_with(tmp_path, IN) as world:
+        client = world.host.connect("c1", clean_session=False)
+        client.subscriptions["devices/#"] = 1
+        world.host.disconnect("c1")
+        await until(lambda: world.state("commands-in") == "up")
+        await world.send(b"old", mqttSecondTopic="/news")
+        await world.send(b"p2p", mqttSecondTopic="/p2p/c1", **KEPT)
+        await until(lambda: world.count("commands-in", "queued") == 2)
+        world.host.go_away("nothing is handed over")
+        world.host.connect("c1")
+    async with world_with(tmp_path, IN, cluster=world.cluster) as second:
+        client = second.host.connect("c1", clean_session=False)
+        await until(lambda: kept(second) == 0)
+        assert payloads(client) == [b"p2p"]
+
+
 async def test_kept_messages_outlive_their_rule(tmp_path: Path) -> None:
     async with world_with(tmp_path, IN) as world:
         await until(lambda: world.state("commands-in") == "up")
