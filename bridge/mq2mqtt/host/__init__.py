@@ -6,13 +6,14 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.spool.watching import Watcher
 
 __all__ = [
+    "CLIENT_EVENTS",
     "DELIVERY_TIMEOUT",
     "Delivery",
     "DropReason",
@@ -149,6 +150,10 @@ class MqttHost(Protocol):
         """Close the client's connection, if it has one."""
 
 
+CLIENT_EVENTS: Final = ".clients"
+"""The lane of client events, as a `LaneWriter` has it."""
+
+
 class LaneWriter(Protocol):
     """A host that writes the lanes of outbound rules in a process of its own; the bridge only reads them."""
 
@@ -160,7 +165,10 @@ class LaneWriter(Protocol):
         """Let the writer know these rules: now, or when it can be reached."""
 
     def problem_of(self, rule_id: str) -> str | None:
-        """Why the writer takes nothing for a rule now, as far as it has told; `None` when it does."""
+        """Why the writer takes nothing for a rule now, as far as it has told; `None` when it does.
+
+        With `CLIENT_EVENTS`: why events of clients are lost, or cannot be read.
+        """
 
 
 class Subscriber(Protocol):
