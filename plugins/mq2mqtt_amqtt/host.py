@@ -89,6 +89,11 @@ class AmqttHost:
         """Every PUBACK and PUBCOMP comes by."""
         return True
 
+    @property
+    def hears_late(self) -> bool:
+        """It is in this process."""
+        return False
+
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`: it takes messages once it knows who subscribes to them.
 

@@ -94,6 +94,11 @@ class MosquittoHost:
         """Why the hook cannot be reached; `None` when it can."""
         return self._session.problem
 
+    @property
+    def hears_late(self) -> bool:
+        """Without events the hook's lists tell, each 30 s."""
+        return self.problem_of(CLIENT_EVENTS) is not None
+
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`."""
         await self._session.reached.wait()

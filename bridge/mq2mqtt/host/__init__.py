@@ -15,6 +15,7 @@ from mq2mqtt.spool.watching import Watcher
 __all__ = [
     "CLIENT_EVENTS",
     "DELIVERY_TIMEOUT",
+    "LATE_SECONDS",
     "Delivery",
     "DropReason",
     "Intake",
@@ -108,6 +109,10 @@ class MqttHost(Protocol):
     def sees_acknowledgements(self) -> bool:
         """Whether `delivered` means that the device has acknowledged, not only that the broker took the message."""
 
+    @property
+    def hears_late(self) -> bool:
+        """Whether it may be told only within `LATE_SECONDS` that a client has come or gone; else it is at once."""
+
     async def available(self) -> None:
         """Return when it takes messages: at once, unless it cannot be reached or has too many to deliver already.
 
@@ -149,6 +154,9 @@ class MqttHost(Protocol):
     async def kick(self, client_id: str) -> None:
         """Close the client's connection, if it has one."""
 
+
+LATE_SECONDS: Final = 60.0
+"""See `MqttHost.hears_late`."""
 
 CLIENT_EVENTS: Final = ".clients"
 """The lane of client events, as a `LaneWriter` has it."""

@@ -11,7 +11,7 @@ from loguru import logger
 
 from mq2mqtt import expiry
 from mq2mqtt.errors import StoreError
-from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
+from mq2mqtt.host import LATE_SECONDS, Delivery, DropReason, MqttHost, Outcome
 from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer, Turns
 from mq2mqtt.offline.shelf import Shelf, message_of
 from mq2mqtt.store import MessageKind, StoredMessage
@@ -280,13 +280,15 @@ class Replay:
             self._confirm_from = now + CONFIRM_SECONDS
             self._confirm_at(now + CONFIRM_SECONDS / 5)
             return
+        # It may have ended, and nobody has said so yet.
+        late = LATE_SECONDS if self._host.hears_late else 0.0
         for _ in range(_CONFIRMED_AT_ONCE):
             if not self._unconfirmed:
                 return
             at, flight = self._unconfirmed[0]
-            at = max(at, self._confirm_from)
+            at = max(at, self._confirm_from) + late
             if not flight.landed and at > now:
-                self._confirm_at(at)
+                self._confirm_at(min(at, now + CONFIRM_SECONDS))
                 return
             self._unconfirmed.popleft()
             if not flight.landed:

@@ -101,9 +101,10 @@ async def test_it_is_told_that_client_events_cannot_be_read(hosts: Hosts, broker
     other = await Client.connect(broker.port, "other")
     await hosts.start("a")
     await until(lambda: str(segment) in (hosts.host.problem_of(CLIENT_EVENTS) or ""))
+    assert hosts.host.hears_late
     with segment.open("r+b") as file:
         file.write(sound)
-    await until(lambda: hosts.host.problem_of(CLIENT_EVENTS) is None)
+    await until(lambda: not hosts.host.hears_late)
     for client in (device, other):
         await client.drop()
 

@@ -562,6 +562,18 @@ class TestUnseenAcknowledgements:
             assert world.count("delivered") == 1
 
     @pytest.mark.usefixtures("short_confirmation")
+    async def test_where_ends_are_told_late_a_connection_has_to_last_longer(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            world.host.hears_late = True
+            await asyncio.sleep(0.5)
+            assert world.kept == [b"x"]
+            world.host.hears_late = False
+            await until(lambda: world.kept == [])
+
+    @pytest.mark.usefixtures("short_confirmation")
     async def test_a_broker_that_is_away_confirms_nothing(self) -> None:
         async with World(sees_acknowledgements=False) as world:
             world.connect("a")
