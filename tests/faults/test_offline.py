@@ -203,6 +203,8 @@ async def world(rocketmq: SharedRocketMQ, tmp_path: Path, _many_files: None) -> 
 async def test_killed_while_storing_and_while_replaying(world: World, fault_table: FaultTable) -> None:
     await asyncio.to_thread(world.fill)
     world.bridge.launch()
+    # Before Mosquitto's hook is told of it, this topic is like any other.
+    await until((world.bridge.directory / "spool" / ".p2p").is_dir)
     world.stream.start()
     await world.kill_at_random()
     await asyncio.to_thread(world.stream.stop)

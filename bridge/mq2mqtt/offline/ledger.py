@@ -57,11 +57,6 @@ class Ledger:
         """Whether any message of the client flies, or is being written: a read may bring none that wait, or not yet."""
         return client_id in self._flying_of or client_id in self._writing_of
 
-    @property
-    def flying(self) -> int:
-        """How many messages fly."""
-        return len(self._flying)
-
     def waits(self, message_id: int) -> bool:
         """Whether a row that was read is of a message that waits."""
         return not any(message_id in others for others in (self._flying, self._left, self._writing))

@@ -31,6 +31,12 @@ _STANDSTILL_SECONDS = 1.0
 _CONFIRMED_AT_ONCE = 200
 
 _READERS = 4
+# Of a batch, before others get their turn: each reader has one, and each message takes about 0.2 ms.
+_HANDED_AT_ONCE = 10
+_FULL_MESSAGES = 10_000
+_FULL_BYTES = 64 << 20
+"""So much of all clients is handed over at a time: where all come back at once, more would only wait in the host, and
+not be acknowledged in its time."""
 _RETRY_SECONDS = 1.0
 
 
@@ -86,6 +92,9 @@ class Replay:
         self._confirm_from = 0.0
         self._wake = asyncio.Event()
         self._landed_one = asyncio.Event()
+        # What the host has said nothing about yet.
+        self._handed = 0
+        self._handed_bytes = 0
         self._finishing = False
 
     # -- who is there --
@@ -134,7 +143,7 @@ class Replay:
 
     async def _serve(self) -> None:
         while True:
-            client_id = None if self._finishing else self._pacer.take_due(time.monotonic())
+            client_id = None if self._rests else self._pacer.take_due(time.monotonic())
             if client_id is None:
                 await self._pause()
             elif client_id not in self._busy:
@@ -167,9 +176,13 @@ class Replay:
             self._pacer.forget(client_id)
         self.news(client_id)
 
+    @property
+    def _rests(self) -> bool:
+        return self._finishing or self._handed >= _FULL_MESSAGES or self._handed_bytes >= _FULL_BYTES
+
     async def _pause(self) -> None:
         self._wake.clear()
-        at = None if self._finishing else self._pacer.next_at
+        at = None if self._rests else self._pacer.next_at
         try:
             async with asyncio.timeout(None if at is None else max(0.0, at - time.monotonic())):
                 await self._wake.wait()
@@ -194,19 +207,29 @@ class Replay:
             self._turns.begin_anew(client_id)
         if not messages:
             return False
-        batch = _Batch(1, messages[-1].id)
+        batch = _Batch(1, messages[0].id)
+        await self._hand_all(messages, batch, client_id=client_id, channel_id=channel_id)
+        # Some may have landed by now, with others still to come.
+        self._one_landed(client_id, batch)
+        return batch.flying > 0
+
+    async def _hand_all(self, messages: list[StoredMessage], batch: _Batch, *, client_id: str, channel_id: str) -> None:
         given_up = self._given_up.get(client_id, -1)
-        for message in messages:
-            if message.kind is MessageKind.SESSION and message.id <= given_up:
+        for number, message in enumerate(messages, 1):
+            batch.last_id = message.id
+            if not self._shelf.ledger.waits(message.id):
+                pass  # it has left meanwhile
+            elif message.kind is MessageKind.SESSION and message.id <= given_up:
                 self._shelf.leave(message, Ending.DROPPED, reason=DropReason.SESSION_ENDED)
             elif expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
                 self._shelf.leave(message, Ending.EXPIRED)
             else:
                 batch.flying += 1
                 self._fly(_Flight(message, channel_id, batch, None))
-        # Some may have landed by now, with others still to come.
-        self._one_landed(client_id, batch)
-        return batch.flying > 0
+            if number % _HANDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+                if self._finishing or self._channels.get(client_id) != channel_id:
+                    return
 
     async def _next(self, client_id: str) -> list[StoredMessage]:
         messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
@@ -236,12 +259,19 @@ class Replay:
     def _fly(self, flight: _Flight) -> None:
         message = flight.message
         self._shelf.ledger.fly(message.id, message.client_id)
+        self._handed += 1
+        self._handed_bytes += len(message.payload)
         now_ms = time.time_ns() // 1_000_000
         self._host.deliver(
             message.client_id, message_of(message, now_ms), partial(self._settled, flight), handed=_nothing
         )
 
     def _settled(self, flight: _Flight, delivery: Delivery) -> None:
+        rested = self._rests
+        self._handed -= 1
+        self._handed_bytes -= len(flight.message.payload)
+        if rested:
+            self._wake.set()
         if delivery.outcome is Outcome.DELIVERED:
             if flight.told is not None:
                 flight.told(delivery)
@@ -333,7 +363,7 @@ class Replay:
 
     async def landed(self) -> None:
         """Return when the hosts have said what became of everything that they were handed."""
-        while self._shelf.ledger.flying > sum(map(len, self._unconfirmed_of.values())):
+        while self._handed:
             self._landed_one.clear()
             await self._landed_one.wait()
 

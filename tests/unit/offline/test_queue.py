@@ -189,6 +189,36 @@ async def test_there_is_one_batch_at_a_time() -> None:
         await until(lambda: len(client.received) == 60)
 
 
+@pytest.mark.parametrize("limit", [("_FULL_MESSAGES", 6), ("_FULL_BYTES", 6)])
+async def test_where_too_much_is_handed_over_others_have_to_wait_for_their_batch(
+    limit: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, *limit)
+    monkeypatch.setattr(replay, "_READERS", 1)
+    async with World() as world:
+        for client_id in ("a", "b", "c"):
+            await world.keep(client_id, *NUMBERED[:4])
+        first, second, third = [world.connect(client_id, acknowledges=False) for client_id in ("a", "b", "c")]
+        await until(lambda: payloads(first) == payloads(second) == NUMBERED[:4])
+        await settle()
+        assert payloads(third) == []
+        world.host.time_out("a")
+        await received(third, NUMBERED[:4])
+
+
+async def test_a_client_that_goes_in_the_middle_of_a_batch_gets_no_more_of_it() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED[:30])
+        client = world.connect("a")
+        while not client.received:
+            await asyncio.sleep(0)
+        world.host.disconnect("a")
+        assert len(payloads(client)) < 30
+        await settle()
+        assert world.kept == NUMBERED[len(payloads(client)) : 30]
+        await received(world.connect("a"), world.kept)
+
+
 async def test_on_the_next_connection_the_batch_comes_again_at_once() -> None:
     async with World() as world:
         await world.keep("a", *NUMBERED)
