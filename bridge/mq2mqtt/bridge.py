@@ -106,6 +106,7 @@ class Bridge:
         self._lives_on = writer is not None
         self.store: Store | None = None
         """Open between `start` and `stop`."""
+        self._note_history: Callable[[], None] = lambda: None
         self._runner: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
         self._is_news = asyncio.Event()
@@ -121,10 +122,11 @@ class Bridge:
         """
         await self.admin.start()
         await self._open_store()
-        # A broker in this process ended with the last one; another's may have gone on.
-        self.presence.start(lives_on=self._lives_on)
+        # Also those that ended with the last process: a clean session gave up what the one before it had missed.
         for connection in self.presence.connections.values():
             self._came(connection)
+        # A broker in this process ended with the last one; another's may have gone on.
+        self.presence.start(lives_on=self._lives_on)
         await self._link.start()
         self._runner = asyncio.create_task(self._run(), name="mq2mqtt.bridge")
         logger.info(
@@ -144,7 +146,7 @@ class Bridge:
             came=self._came,
             gone=lambda connection, _ended_ms, _reason: self.queue.gone(connection.client_id, connection.channel_id),
         )
-        keep_history(self.presence, self.store.connects)
+        self._note_history = keep_history(self.presence, self.store.connects)
 
     def _came(self, connection: Connection) -> None:
         self.queue.came(connection.client_id, connection.channel_id, clean_session=connection.clean_session)
@@ -223,6 +225,7 @@ class Bridge:
         await self.queue.stop()
         closing = [asyncio.create_task(self._link.close(), name="mq2mqtt.stopping")]
         if self.store is not None:
+            self._note_history()
             closing.append(asyncio.create_task(self.store.close(seconds=share), name="mq2mqtt.stopping.store"))
         await asyncio.wait(closing, timeout=share + _STORE_SECONDS)
         for task in closing:

@@ -26,6 +26,9 @@ from mq2mqtt.telemetry import RuleTelemetry, Trouble
 __all__ = ["Downlink", "Keeper"]
 
 _RETRY_SECONDS = 1.0
+_REACHED_NOBODY = frozenset((Outcome.NO_SUBSCRIBER, Outcome.DROPPED))
+# A batch for a device takes less.
+_TURN_SECONDS = 0.005
 
 
 def _frame(message: ReceivedMessage) -> Frame:
@@ -119,22 +122,32 @@ class Downlink:
         self._subscription, self._unreadable = subscription, 0
         await self._host.available()
         async for batch in subscription:
-            self._telemetry.outcomes["received"] += len(batch)
-            self._telemetry.in_flight += len(batch)
+            turn_ends = time.monotonic() + _TURN_SECONDS
             for message in batch:
+                # The one before may be for thousands of sessions.
+                await self._host.available()
+                await self._queue.available()
+                if time.monotonic() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = time.monotonic() + _TURN_SECONDS
+                self._telemetry.outcomes["received"] += 1
+                self._telemetry.in_flight += 1
                 self._take(subscription, message)
             # A batch is written in one go; other connections get their turn before the next.
             await asyncio.sleep(0)
-            await self._host.available()
-            await self._queue.available()
 
     def _take_again(self, source: Source, message: ReceivedMessage) -> None:
+        self._take(source, message)
+        # One that has to stay where it is was not taken, and is not counted.
         self._telemetry.outcomes["received"] += 1
         self._telemetry.in_flight += 1
-        self._take(source, message)
 
     def _take(self, source: Source, message: ReceivedMessage) -> None:
-        """Settle `message` one way or another, whatever it holds."""
+        """Settle `message` one way or another, whatever it holds.
+
+        Raises:
+            LaneError: see `_park`.
+        """
         try:
             self._hand_over(source, message)
         except UnmappableMessageError as error:
@@ -226,17 +239,25 @@ class Downlink:
     def _settled(self, source: Source, message: ReceivedMessage, delivery: Delivery) -> None:
         self._telemetry.settled(delivery)
         self._outcome.set()
-        source.settle(message)
+        if source is self._replay and delivery.outcome in _REACHED_NOBODY:
+            self._replay.park_again(message, f"replayed to nobody: {delivery.reason or delivery.outcome}")
+        else:
+            source.settle(message)
 
     def _park(self, source: Source, message: ReceivedMessage, reason: str) -> None:
         """Put `message` aside for an operator.
 
         Where the disk refuses it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
+
+        Raises:
+            LaneError: the disk refuses one that is replayed, which nobody else may have any more; it is not settled.
         """
         where = f"{message.broker}/{message.queue_id}/{message.offset}"
         try:
             evicted = self._parked.append(_frame(message), key=where, reason=reason)
         except LaneError as error:
+            if source is self._replay:
+                raise
             logger.error(
                 "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, where, reason, error
             )
@@ -247,7 +268,6 @@ class Downlink:
 
     def refresh_gauges(self) -> None:
         """Bring the gauges up to date; called before each scrape."""
-        self._telemetry.parked_messages = self._parked.count
         if self._subscription is not None:
             self._telemetry.lag = self._subscription.lag
         self._count_unreadable()

@@ -13,6 +13,7 @@ from mq2mqtt.rules import InboundRule, OutboundRule, StatusRule, group_of
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
 from mq2mqtt.status import status_body
+from mq2mqtt.status_worker import UNSEEN
 
 __all__ = ["StoredMessage", "explain_client", "explain_publish", "explain_stored"]
 
@@ -105,7 +106,7 @@ def explain_client(settings: Settings, client_id: str) -> int:
     typer.echo(f"CONNECT of client {client_id!r}")
     group = group_of(client_id)
     rule = settings.rule_set.status(group)
-    if rule is None:
+    if rule is None or settings.host.type == "mqtt":
         typer.echo(f"  not told: {_why_not_told(settings, group)}")
         return _PROBLEMS
     typer.echo(f"  rule {rule.id} tells RocketMQ, and also of its end (tags disconnect, tcpclean):")
@@ -118,6 +119,8 @@ def explain_client(settings: Settings, client_id: str) -> int:
 
 
 def _why_not_told(settings: Settings, group: str) -> str:
+    if settings.host.type == "mqtt":
+        return UNSEEN
     if not group:
         return "its id is not <GroupID>@@@<DeviceID>"
     rules = [rule for rule in settings.rules if isinstance(rule, StatusRule)]

@@ -90,9 +90,10 @@ _OFFLINE_OUTCOMES = {
     Ending.DROPPED: "cannot be delivered to its client; `mq2mqtt_dropped_total` has the reason",
 }
 _REASONS = {
-    DropReason.LANE_FULL: "uplink: a QoS 0 publish found the lane full",
+    DropReason.LANE_FULL: "uplink: a QoS 0 publish, a client event or a receipt found the lane full; of client events "
+    "the difference is told later",
     DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish came before its rule's lane was open",
-    DropReason.TOO_LARGE: "uplink: a publish larger than the whole lane",
+    DropReason.TOO_LARGE: "uplink: a publish, or a client event, larger than the whole lane",
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
     DropReason.DISCONNECTED: "the device left before it acknowledged",
     DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",
@@ -110,6 +111,9 @@ _INTRODUCTION = (
     "never client ids or topics. Beside these there are Prometheus' usual ones of the process that the bridge runs in:",
     "`process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_open_fds`, `process_max_fds`,",
     "`process_start_time_seconds`.",
+    "",
+    "`rule` is a rule's id; `<id>.receipts` for the lane of an inbound rule's receipts; `.p2p` for the lane of P2P",
+    "messages from device to device that are to be kept, where `sent` means handed on.",
 )
 _INVARIANTS = (
     "## Invariants",

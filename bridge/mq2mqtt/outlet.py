@@ -66,8 +66,9 @@ class Outlet:
         """Send what waits until `uplink.finish`, and what is to be replayed."""
         try:
             await self.uplink.run()
-        finally:
             await self._replay.close()
+        finally:
+            self._replay.stop()
 
     @property
     def is_empty(self) -> bool:

@@ -8,6 +8,7 @@ from mq2mqtt.errors import LaneError
 from mq2mqtt.host import DropReason, Outcome
 from mq2mqtt.mapping import NODE_PROPERTY
 from mq2mqtt.message import ReceivedMessage
+from mq2mqtt.presence.syncing import Syncing
 from mq2mqtt.spool.frame import Frame, FrameKind, encode
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.telemetry import RuleTelemetry
@@ -17,6 +18,7 @@ __all__ = ["RECEIPTS_SUFFIX", "Receipt", "ReceiptBook"]
 RECEIPTS_SUFFIX: Final = ".receipts"
 """Of the lane that carries the receipts of the inbound rule named before it."""
 
+_SEPARATORS: Final = frozenset("\x01\x02")
 _TOLD: Final = frozenset((Outcome.DELIVERED, Outcome.QUEUED, Outcome.EXPIRED))
 
 
@@ -47,11 +49,11 @@ class ReceiptBook:
 
     def __init__(self, *, node: str) -> None:
         self._node = node
-        self._lanes: dict[str, tuple[Lane, RuleTelemetry]] = {}
+        self._lanes: dict[str, tuple[Lane, RuleTelemetry, Syncing]] = {}
 
     def attach(self, rule_id: str, lane: Lane, telemetry: RuleTelemetry) -> None:
         """Have the receipts of this inbound rule written to `lane`, and counted in `telemetry`."""
-        self._lanes[rule_id] = lane, telemetry
+        self._lanes[rule_id] = lane, telemetry, Syncing(lane.durable)
 
     def detach(self, rule_id: str) -> None:
         """Write none any more; unknown rules are nothing."""
@@ -65,7 +67,7 @@ class ReceiptBook:
         """
         if outcome not in _TOLD or rule_id not in self._lanes:
             return
-        lane, telemetry = self._lanes[rule_id]
+        lane, telemetry, syncing = self._lanes[rule_id]
         frame = _frame(self._node, outcome, Receipt.read(receipt), client_id=client_id, topic=topic)
         try:
             lane.append(frame)
@@ -73,13 +75,17 @@ class ReceiptBook:
             telemetry.dropped(DropReason.LANE_FULL)
         else:
             telemetry.outcomes["accepted"] += 1
+            if lane.durability == "power":
+                syncing.soon()
 
 
 def _frame(node: str, outcome: Outcome, receipt: Receipt, *, client_id: str, topic: str) -> bytes:
     said = {"clientId": client_id, "mqttTopic": topic, "origMsgId": receipt.message_id}
     said = {name: value for name, value in said.items() if value}
     properties = {"TAGS": str(outcome), "KEYS": receipt.keys, NODE_PROPERTY: node, **said}
-    text = "".join(f"{name}\x01{value}\x02" for name, value in properties.items() if value)
+    # A device chooses its client id: one with RocketMQ's separators would make properties of its own.
+    texts = {name: value for name, value in properties.items() if value and not _SEPARATORS.intersection(value)}
+    text = "".join(f"{name}\x01{value}\x02" for name, value in texts.items())
     body = json.dumps({"outcome": str(outcome), "keys": receipt.keys, **said}, ensure_ascii=False)
     return encode(
         Frame(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -38,7 +39,8 @@ _OVERHEAD_BYTES = 400
 class P2PRelay:
     """The lane `.p2p` at work: what is in it is handed to the offline queue, and settled at its outcome.
 
-    The lane is opened when there is something in it, or for it. `run` works until `finish`.
+    The lane is opened when there is something in it, or there may be: not for the first message, whose connection and
+    all others would wait for the disk. `run` works until `finish`.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class P2PRelay:
         self._news = asyncio.Event()
         self._ahead_bytes = 0
         self._finishing = False
+        self._read_problem: str | None = None
         self._accepted_before = 0
 
     def go_by(self, rules: RuleSet) -> None:
@@ -76,22 +79,20 @@ class P2PRelay:
         """Put a P2P publish into the lane; see `mq2mqtt.host.Intake.accept`."""
         if self._lane is None:
             with contextlib.suppress(LaneError):
-                self._open(required=True)
+                self.open()
         frame = encode_publish(message, accepted_us=time.time_ns() // 1000)
         return self._intake.accept(frame, qos=message.qos)
 
     # -- its files --
 
     def open(self) -> None:
-        """Open the lane if there is one. Idempotent.
+        """Open the lane if there is one, or devices have P2P topics. Idempotent.
 
         Raises:
             LaneError: it cannot be used.
         """
-        self._open(required=False)
-
-    def _open(self, *, required: bool) -> None:
-        if self._lane is not None or not (required or self._path.is_dir()):
+        is_wanted = self._writer is None and self._rules.parents
+        if self._lane is not None or not (is_wanted or self._path.is_dir()):
             return
         max_bytes = self._spool.max_bytes
         lane: Lane | FollowedLane | None
@@ -123,8 +124,9 @@ class P2PRelay:
         """Look after what has no event; called about once a second."""
         with contextlib.suppress(LaneError):
             self.open()
+        self.telemetry.rule_has(Trouble.STORE, self._queue.problem if self.telemetry.in_flight else None)
         if self._writer is not None:
-            self.telemetry.rule_has(Trouble.LANE, self._writer.problem_of(RELAY_LANE))
+            self.telemetry.rule_has(Trouble.LANE, self._read_problem or self._writer.problem_of(RELAY_LANE))
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
@@ -160,12 +162,16 @@ class P2PRelay:
             try:
                 more = self._step()
             except LaneError as error:
-                self.telemetry.rule_down(Trouble.LANE, str(error))
+                self._read_problem = str(error)
+                self.telemetry.rule_down(Trouble.LANE, self._read_problem)
                 await asyncio.sleep(_RETRY_SECONDS)
             except Exception:  # noqa: BLE001 - a task's top edge: what is behind it waits
                 logger.exception("unexpected error with P2P messages between devices, trying again")
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
+                if self._read_problem is not None:
+                    self._read_problem = None
+                    self.telemetry.rule_up(Trouble.LANE)
                 await (asyncio.sleep(0) if more else self._news.wait())
                 await self._host.available()
 
@@ -194,6 +200,9 @@ class P2PRelay:
         rule_id = "" if rule is None else rule.id
         message = _message(frame)
         seconds = None if message.properties is None else message.properties.expiry_seconds
+        if seconds == 0:
+            # Deliver at once or never.
+            message = replace(message, clean_session=True)
         self._queue.hand(
             address.client_id,
             message,

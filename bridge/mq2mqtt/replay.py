@@ -112,6 +112,17 @@ class _Replay:
         except LaneError as error:
             self._has(str(error))
 
+    def park_again(self, message: ParkedMessage, reason: str) -> None:
+        """The message arrived nowhere; never raises. Where the disk refuses, it is tried again."""
+        self._under_way.discard(message.key)
+        self._outcome.set()
+        try:
+            self._parked.append(message.frame, key=message.key, reason=reason)
+        except LaneError as error:
+            self._has(str(error))
+        else:
+            logger.warning("rule {} has parked {} again: {}", self._rule_id, message.key, reason)
+
     def _forget(self, key: str) -> None:
         self._parked.replayed(key)
         self._arrived.discard(key)
@@ -151,6 +162,7 @@ class LaneReplay:
         """Messages that have gone this way, so were accepted once more."""
         self.look = self._replay.look
         self.close = self._replay.close
+        self.stop = self._replay.stop
 
     async def _send(self, message: ParkedMessage) -> None:
         key, frame = message.key, message.frame
@@ -203,7 +215,12 @@ class DownlinkReplay:
     def settle(self, message: ReceivedMessage) -> None:
         """See `Source.settle`."""
         assert isinstance(message, _ReplayedMessage)  # noqa: S101 - there are no others
-        self._replay.settled(message.key)
+        self._replay.settled(message.parked.key)
+
+    def park_again(self, message: ReceivedMessage, reason: str) -> None:
+        """`message` has reached nobody: leave it to the operator, who asked for its replay too early, or in vain."""
+        assert isinstance(message, _ReplayedMessage)  # noqa: S101 - there are no others
+        self._replay.park_again(message.parked, reason)
 
 
 def _from_rocketmq(message: ParkedMessage) -> bool:
@@ -215,7 +232,7 @@ class _ReplayedMessage:
 
     def __init__(self, parked: ParkedMessage) -> None:
         frame = parked.frame
-        self.key = parked.key
+        self.parked = parked
         self.topic = frame.topic
         self.body = frame.payload
         entries = frame.properties.decode("utf-8", "replace").split("\x02")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from loguru import logger
 
 from mq2mqtt.errors import LaneError, LaneMisplacedError
+from mq2mqtt.host import CLIENT_EVENTS
 from mq2mqtt.intake import BridgeIntake, LaneIntake
 from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.receipts_worker import ReceiptsWorker
@@ -237,8 +238,11 @@ class RunningRules:
         problem = place.host.problem
         if problem is None and place.subscriber is not None:
             problem = place.subscriber.problem_of(worker.telemetry.rule_id)
-        if problem is None and isinstance(worker, StatusWorker) and not place.host.sees_clients:
-            problem = UNSEEN
+        if problem is None and isinstance(worker, StatusWorker):
+            if not place.host.sees_clients:
+                problem = UNSEEN
+            elif place.writer is not None:
+                problem = place.writer.problem_of(CLIENT_EVENTS)
         worker.telemetry.rule_has(Trouble.HOST, problem)
 
     async def check_groups(self) -> None:
@@ -296,6 +300,8 @@ def _guarded(worker: Worker) -> Iterator[None]:
     """Let one worker's bug stop no other."""
     try:
         yield
+    except LaneError as error:
+        logger.error("rule {}: {}", worker.telemetry.rule_id, error)
     except Exception:  # noqa: BLE001 - the others are looked after in the same loop
         logger.exception("rule {}: unexpected error, going on", worker.telemetry.rule_id)
 

@@ -4,15 +4,17 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 
 import typer
 
 from mq2mqtt.errors import LaneCorruptError, LaneError
 from mq2mqtt.parking import find_lane, owner, replay
+from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.settings import Settings
 from mq2mqtt.spool.frame import Frame, FrameKind
 from mq2mqtt.spool.inspect import LaneSummary, lane_directories, read_entries, summarize_all
-from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked
+from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, list_parked, read_parked
 
 __all__ = ["drop_parked", "list_lanes", "list_parked_messages", "replay_parked", "show_lane", "show_parked"]
 
@@ -42,7 +44,7 @@ def show_lane(settings: Settings, lane: str, *, limit: int) -> int:
     try:
         for entry in islice(read_entries(path), limit):
             typer.echo(f"offset {entry.offset}  accepted {_time(entry.frame.accepted_us)}")
-            _show_frame(entry.frame)
+            _show_frame(path.name, entry.frame)
     except LaneError as error:
         typer.echo(f"PROBLEM  {error}")
         return _PROBLEMS
@@ -54,17 +56,30 @@ def list_parked_messages(settings: Settings) -> int:
     rows: list[tuple[str, ...]] = []
     damaged: list[LaneCorruptError] = []
     for path in lane_directories(settings.spool.path):
-        found = list_parked(path, on_damage=damaged.append)
-        rows += [(path.name, parked.key, _time(parked.parked_us), _state(parked), parked.reason) for parked in found]
+        # One at a time: together they may be more than the memory.
+        found = [_parked_row(path, key, damaged) for key in keys_of(path)]
+        rows += [row for _, row in sorted(filter(None, found))]
     _table(("RULE", "KEY", "PARKED", "STATE", "REASON"), rows)
     return _tell_of(damaged)
+
+
+def _parked_row(lane: Path, key: str, damaged: list[LaneCorruptError]) -> tuple[int, tuple[str, ...]] | None:
+    """Return when it was parked and its line, or note that it is damaged."""
+    try:
+        parked = read_parked(lane, key)
+    except LaneCorruptError as error:
+        damaged.append(error)
+        return None
+    if parked is None:
+        return None
+    return parked.parked_us, (lane.name, key, _time(parked.parked_us), _state(parked), parked.reason)
 
 
 def show_parked(settings: Settings, lane: str, *, limit: int) -> int:
     """Print a rule's parked messages whole, oldest first."""
     damaged: list[LaneCorruptError] = []
     for parked in list_parked(find_lane(settings.spool.path, lane), on_damage=damaged.append)[:limit]:
-        _show_parked(parked)
+        _show_parked(lane, parked)
     return _tell_of(damaged)
 
 
@@ -78,7 +93,7 @@ def replay_parked(settings: Settings, lane: str, keys: Sequence[str]) -> int:
     rule = owner(settings.rule_set, lane)
     problems: list[object] = []
     asked = 0
-    for key in keys or keys_of(path):
+    for key in keys or sorted(keys_of(path), key=len):
         try:
             problem = replay(settings.rule_set, path, key)
         except LaneError as error:
@@ -121,15 +136,17 @@ def _tell_of(problems: Iterable[object]) -> int:
     return code
 
 
-def _show_parked(parked: ParkedMessage) -> None:
+def _show_parked(lane: str, parked: ParkedMessage) -> None:
     state = "  to be replayed" if parked.replaying else ""
     typer.echo(f"key {parked.key}  parked {_time(parked.parked_us)}{state}  reason: {parked.reason}")
-    _show_frame(parked.frame)
+    _show_frame(lane, parked.frame)
 
 
-def _show_frame(frame: Frame) -> None:
+def _show_frame(lane: str, frame: Frame) -> None:
     if frame.kind == FrameKind.ROCKETMQ:
-        typer.echo(f"  RocketMQ topic {frame.topic}, born {_time(frame.accepted_us)}")
+        is_receipt = lane.endswith(RECEIPTS_SUFFIX)
+        what = f"receipt for MQTT topic {frame.topic!r}" if is_receipt else f"RocketMQ topic {frame.topic}"
+        typer.echo(f"  {what}, born {_time(frame.accepted_us)}")
         for text in frame.properties.decode("utf-8", "backslashreplace").split("\x02"):
             name, _, value = text.partition("\x01")
             if name:

@@ -384,6 +384,7 @@ class InboundWorker(Worker):
 
     def refresh_gauges(self) -> None:
         """See `Worker.refresh_gauges`."""
+        self.telemetry.parked_messages = 0 if self._parked is None else self._parked.count
         if self._downlink is not None:
             self._downlink.refresh_gauges()
 

@@ -208,6 +208,15 @@ enum export_result exports_append(struct exports *exports, struct export *export
 	return EXPORT_WRITTEN;
 }
 
+bool exports_refuse(struct exports *exports, struct export *export, const struct frame *frame)
+{
+	retry(exports, export);
+	if (export->lane && !lane_is_full(export->lane, frame))
+		return false;
+	refuse(export, export->lane ? lane_problem(export->lane) : export->problem, false);
+	return true;
+}
+
 void exports_retry(struct exports *exports)
 {
 	for (size_t i = 0; i < exports_count(exports); i++)

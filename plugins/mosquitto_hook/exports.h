@@ -38,6 +38,9 @@ enum export_result {
 
 enum export_result exports_append(struct exports *exports, struct export *export, const struct frame *frame);
 
+/* Whether a message that has a sender is refused, and counted: for one that is to go into two lanes or into none. */
+bool exports_refuse(struct exports *exports, struct export *export, const struct frame *frame);
+
 /* The lane for P2P messages that are kept. There is a table, with a parent. */
 struct export *exports_p2p(const struct exports *exports);
 

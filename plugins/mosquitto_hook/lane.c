@@ -411,6 +411,15 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame)
 	return result;
 }
 
+bool lane_is_full(struct lane *lane, const struct frame *frame)
+{
+	size_t size = frame_size(frame);
+	if (!lane->failed && (size > lane->options.max_bytes || make_room(lane, size) == LANE_WRITTEN))
+		return false;
+	lane->refused = size;
+	return true;
+}
+
 const char *lane_trouble(struct lane *lane)
 {
 	if (sync_failed(lane, atomic_load(&lane->synced.error)))

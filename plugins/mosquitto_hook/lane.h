@@ -32,6 +32,9 @@ struct lane *lane_open(const char *path, const struct lane_options *options, cha
 
 enum lane_result lane_append(struct lane *lane, const struct frame *frame);
 
+/* Whether the message would be refused now, as far as can be told without writing; then it counts as refused. */
+bool lane_is_full(struct lane *lane, const struct frame *frame);
+
 /* Offset that the next message gets. */
 uint64_t lane_next_offset(const struct lane *lane);
 

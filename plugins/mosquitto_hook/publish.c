@@ -40,13 +40,15 @@ static void deliver(struct hook *hook, const struct table_route *route, const st
  * in its lane it outlives this broker. */
 static enum export_result take(struct hook *hook, const struct table_route *route, const struct frame *frame)
 {
-	/* The rule's lane first: it is the one that may be full for hours, with senders that try again and again. */
+	struct export *p2p = route->p2p.size > 0 && is_kept(frame) ? exports_p2p(&hook->exports) : NULL;
+	/* Either lane may be full for hours, with senders that try again and again: what one took each time would pile up. */
+	if (p2p && !(frame->flags & FRAME_WILL) && exports_refuse(&hook->exports, p2p, frame))
+		return EXPORT_REFUSED;
 	if (export(hook, route, frame) == EXPORT_REFUSED)
 		return EXPORT_REFUSED;
 	if (route->p2p.size == 0)
 		return EXPORT_WRITTEN;
-	enum export_result kept = is_kept(frame) ? exports_append(&hook->exports, exports_p2p(&hook->exports), frame)
-		: EXPORT_LEFT;
+	enum export_result kept = p2p ? exports_append(&hook->exports, p2p, frame) : EXPORT_LEFT;
 	if (kept == EXPORT_LEFT)
 		deliver(hook, route, frame);
 	return kept;

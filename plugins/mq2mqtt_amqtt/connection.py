@@ -61,7 +61,7 @@ class Connection(BrokerProtocolHandler):
     """See the module docstring.
 
     `channel_id` names the TCP connection in events; address, `clean_session`, `keep_alive` (seconds of silence after
-    which it is closed, 0 for never) and `will` are those of its own CONNECT. `serving`: its subscriptions are taken.
+    which it is closed, 0 for never) and `will` are those of its own CONNECT.
     `reason` is why it ended.
     """
 
@@ -84,7 +84,6 @@ class Connection(BrokerProtocolHandler):
         self.keep_alive = 0.0
         self.will: Will | None = None
         self.accepted = False
-        self.serving = False
         self.ended = False
         self.reason = Reason.UNKNOWN
         self._bytes: ByteReader | None = None
@@ -115,7 +114,7 @@ class Connection(BrokerProtocolHandler):
             self.wire = AnnouncingWire(self.wire, self.plugins_manager, session)
         self._turnstile = Turnstile(self.wire, self.client_id)
         self._saving = Saving(self.client_id, self.fail)
-        self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id)
+        self.outbox = Outbox(wire=self.wire, session=session, client_id=self.client_id, fail=self.fail)
         self.publishes = Publishes(
             routing=self,
             wire=self.wire,

@@ -49,11 +49,11 @@ class Parcel:
     """A message for one receiver.
 
     `ready` is false while the broker's plugins are asked whether the receiver may have it: it keeps its place in the
-    order. `settled` parcels are dead: only their packet identifier may still be in use. `session` is the client id of
-    a receiver whose session is to get it later when it does not now.
+    order. `written`: the device was sent it. `settled` parcels are dead: only their packet identifier may still be in
+    use. `session` is the client id of a receiver whose session is to get it later when it does not now.
     """
 
-    __slots__ = ("deadline", "fanout", "frame", "ready", "session", "settled")
+    __slots__ = ("deadline", "fanout", "frame", "ready", "session", "settled", "written")
 
     def __init__(self, fanout: Fanout, frame: Frame, *, ready: bool = True, session: str | None = None) -> None:
         self.fanout = fanout
@@ -62,6 +62,7 @@ class Parcel:
         self.session = session
         self.deadline = 0.0
         self.settled = False
+        self.written = False
 
     def settle(self, outcome: Outcome, reason: DropReason | None = None) -> None:
         """Report the outcome, once; frees the message."""

@@ -1,8 +1,8 @@
 """`MqttHost` over an amqtt broker in this process.
 
 The private side of amqtt is used here and in the modules that this one puts together: `subscriptions` (its table),
-`sessions`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its adapters) and
-`announce`.
+`sessions`, `routing`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its
+adapters) and `announce`.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from loguru import logger
 from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEventType, MqttMessage
 from mq2mqtt.store import SubscriptionStore
+from mq2mqtt_amqtt.absent import Absent
 from mq2mqtt_amqtt.announce import listens
 from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.fanout import Fanout, Parcel
@@ -25,6 +26,7 @@ from mq2mqtt_amqtt.packets import Frame, Publish
 from mq2mqtt_amqtt.patch import check_version, replace
 from mq2mqtt_amqtt.retained import Retained
 from mq2mqtt_amqtt.roles import is_kept
+from mq2mqtt_amqtt.routing import Routing
 from mq2mqtt_amqtt.sessions import KeptSessions
 from mq2mqtt_amqtt.subscriptions import Subscriptions
 from mq2mqtt_amqtt.wills import Wills
@@ -53,8 +55,10 @@ class AmqttHost:
         replace(broker, "_broadcast_queue", asyncio.Queue(_ROUTING_QUEUE))
         self._subscriptions = Subscriptions(broker)
         self._sessions = KeptSessions(broker, self._subscriptions)
+        self._absent = Absent(broker)
         self._restored = asyncio.Event()
-        self._retained = Retained(broker)
+        self._retained = Retained(broker, self._subscriptions)
+        self._routing = Routing(broker, self, self._subscriptions)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._warned = False
         self._asking: set[asyncio.Task[None]] = set()
@@ -85,12 +89,19 @@ class AmqttHost:
         """Every PUBACK and PUBCOMP comes by."""
         return True
 
+    @property
+    def hears_late(self) -> bool:
+        """It is in this process."""
+        return False
+
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`: it takes messages once it knows who subscribes to them.
 
-        There is no limit for all devices: each connection has a bound of its own.
+        There is no limit for all devices: each connection has a bound of its own. But what those miss who are away has
+        to be kept first.
         """
         await self._restored.wait()
+        await self._absent.done()
 
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""
@@ -102,8 +113,10 @@ class AmqttHost:
 
     async def close(self) -> None:
         """Refuse new connections and end all there are."""
-        self._sessions.close()
         await self._lifecycle.close()
+        self._absent.close()
+        # Not before: until a connection has ended, its SUBACK says that the store has what it subscribes to.
+        self._sessions.close()
         self._subscriptions.clear()
 
     def publish(
@@ -132,9 +145,8 @@ class AmqttHost:
             connection.outbox.send(parcel)
             if not parcel.ready and not parcel.settled:
                 unasked.append((connection, parcel))
-        if not restricted:
-            for session, qos in away:
-                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+        if away and not restricted:
+            self._absent.miss(fanout, away)
         elif unasked or away:
             task = asyncio.create_task(self._ask(message.topic, unasked, away, fanout), name="mq2mqtt.receive-acl")
             self._asking.add(task)
@@ -166,23 +178,16 @@ class AmqttHost:
     ) -> None:
         """Ask the broker's plugins for each receiver; the parcels keep their places meanwhile."""
         for connection, parcel in receivers:
-            if connection.session is not None and await self._may_receive(connection.session, topic):
+            if connection.session is not None and await self.may_receive(connection.session, topic):
                 parcel.ready = True
                 connection.outbox.pump()
             else:
                 connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
         for session, qos in away:
-            if await self._may_receive(session, topic):
-                fanout.missed(session.client_id or "", qos, DropReason.NOT_PERSISTENT)
+            if await self.may_receive(session, topic):
+                self._absent.miss(fanout, [(session, qos)])
             else:
                 fanout.done(Outcome.DROPPED, DropReason.NOT_AUTHORIZED)
-
-    async def _may_receive(self, session: Session, topic: str) -> bool:
-        try:
-            return await self._topic_filtering(session, topic, Action.RECEIVE)
-        except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
-            logger.exception("a plugin failed to say whether client {} may receive", session.client_id)
-            return False
 
     def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
         """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""
@@ -215,6 +220,14 @@ class AmqttHost:
     async def may_publish(self, session: Session, topic: str) -> bool:
         """Ask the plugins that filter topics."""
         return await self._topic_filtering(session, topic, Action.PUBLISH)
+
+    async def may_receive(self, session: Session, topic: str) -> bool:
+        """Ask the plugins that filter topics."""
+        try:
+            return await self._topic_filtering(session, topic, Action.RECEIVE)
+        except Exception:  # noqa: BLE001 - a task's top edge: the plugins are somebody else's
+            logger.exception("a plugin failed to say whether client {} may receive", session.client_id)
+            return False
 
     async def _permitted(self, session: Session, topic: str, action: Action) -> bool:
         """Answer amqtt's routing: what a client published has passed `may_publish` before it got there."""

@@ -1,12 +1,12 @@
 """Connections come and go: authentication first, one connection for a client id, its session, its will, its events.
 
 amqtt 0.12.1 registers a session, and deletes a clean one's predecessor, before it authenticates; leaves the sockets of
-clean predecessors open; and marks a persistent session disconnected when the predecessor's loop ends. So the two
-methods of its `Broker` that set up and end a connection are written anew here.
+clean predecessors open; marks a persistent session disconnected when the predecessor's loop ends; and goes through the
+filters of all clients for each that connects, 45 ms with 100 000 of them. So the methods of its `Broker` that set up
+and end a connection are written anew here.
 """
 
 import asyncio
-import contextlib
 from typing import Any, Final
 
 from amqtt.adapters import ReaderAdapter, WriterAdapter
@@ -23,6 +23,7 @@ from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.patch import replace
 from mq2mqtt_amqtt.roles import Host, Reason, Will
 from mq2mqtt_amqtt.wills import Wills
+from mq2mqtt_amqtt.wire import open_wire
 
 __all__ = ["CONNECT_SECONDS", "Lifecycle"]
 
@@ -45,8 +46,6 @@ class Lifecycle:
         self._closing = False
         self.online: dict[str, Connection] = {}
         self._authenticate = broker._authenticate  # noqa: SLF001 - see the module docstring
-        self._handle_client_session = broker._handle_client_session  # noqa: SLF001
-        replace(broker, "_authenticate", self._already_authenticated)
         replace(broker, "_initialize_client_session", self._initialize)
         replace(broker, "_handle_client_session", self._run)
         replace(broker, "_handle_disconnect", self._ended)
@@ -59,8 +58,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Refuse new connections and end all there are; returns when everything is told."""
         self._closing = True
-        for writer in tuple(self._opening):
-            await _close(writer)
+        await asyncio.gather(*(_close(writer) for writer in tuple(self._opening)))
         for connection in list(self._connections.values()):
             connection.end(Reason.BROKER_STOPPED)
         # Shielded tasks within: one that hangs is bounded by its own timeouts.
@@ -161,19 +159,27 @@ class Lifecycle:
         stored.parent = 1
         return stored
 
-    async def _already_authenticated(self, _session: Session, _listener: Any) -> bool:  # noqa: ANN401 - unused
-        return True
-
     async def _run(
         self,
         reader: ReaderAdapter,
         writer: WriterAdapter,
         session: Session,
         handler: Connection,
-        *rest: Any,  # noqa: ANN401 - passed through
+        *_: Any,  # noqa: ANN401 - unused
     ) -> None:
+        """Serve a client that was let in, until it goes. Its predecessor has ended: see `_initialize`."""
+        broker = self._broker
         try:
-            await self._handle_client_session(reader, writer, session, handler, *rest)
+            session.transitions.connect()
+            handler.attach(session, reader, writer)
+            broker.sessions[handler.client_id] = (session, handler)
+            await handler.mqtt_connack_authorize(authorize=True)
+            await broker.plugins_manager.fire_event(
+                BrokerEvents.CLIENT_CONNECTED, client_id=handler.client_id, client_session=session
+            )
+            await handler.start()
+            await broker._publish_session_retained_messages(session)  # noqa: SLF001 - see the module docstring
+            await broker._client_message_loop(session, handler)  # noqa: SLF001
         finally:
             await handler.stop()
 
@@ -208,5 +214,5 @@ class Lifecycle:
 
 
 async def _close(writer: WriterAdapter) -> None:
-    with contextlib.suppress(OSError):
-        await writer.close()
+    # amqtt's own way waits for the peer: half a minute for one that has TLS and does not answer.
+    await open_wire(writer, asyncio.Lock(), "no client yet").close()

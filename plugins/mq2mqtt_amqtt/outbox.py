@@ -6,6 +6,7 @@ for 5 s each. Here a message costs one entry, and a connection one timer.
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from amqtt.session import Session
@@ -20,9 +21,15 @@ __all__ = ["Outbox"]
 WINDOW: Final = 100
 """Unacknowledged QoS 1 and 2 messages on a connection.
 
-More would only wait in the device's socket. One that timed out keeps its place and its packet identifier until the
-device acknowledges it or the connection ends: the device may still do so, and another message under the same
-identifier would be taken for acknowledged.
+More would only wait in the device's socket. One that timed out keeps its place until the device acknowledges it, or one
+that was sent later: then it is left out. And where all of them timed out, the next one takes the place of the oldest.
+"""
+
+MAX_LEFT_OUT: Final = 10_000
+"""Messages that a device has left out: it acknowledges those before and after them. They may be too long for it.
+
+They keep their packet identifiers until the connection ends, which is at once where there are more: the device may
+still acknowledge them, and another message under the same identifier would be taken for acknowledged.
 """
 
 MAX_UNSETTLED: Final = 10_000
@@ -46,14 +53,18 @@ class Outbox:
     `close` takes them out again, so that amqtt never sends anything of ours a second time.
     """
 
-    def __init__(self, *, wire: Wire, session: Session, client_id: str) -> None:
+    def __init__(self, *, wire: Wire, session: Session, client_id: str, fail: Callable[[str], None]) -> None:
         self._wire = wire
         self._session = session
         self._client_id = client_id
+        self._fail = fail
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Parcel] = deque()  # bounded by MAX_UNSETTLED; dead entries leave from its head
         self._unsettled: OrderedDict[Parcel, None] = OrderedDict()  # in the order of their deadlines
+        # In the order in which they were written; `_alive` of them have not timed out.
         self._in_flight: dict[int, tuple[Parcel, int]] = {}
+        self._alive = 0
+        self._left_out: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._shed_timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -104,12 +115,15 @@ class Outbox:
                 continue
             if not parcel.ready or self._draining is not None:
                 return
-            if parcel.frame.qos and len(self._in_flight) >= WINDOW:
+            full = parcel.frame.qos > 0 and len(self._in_flight) >= WINDOW
+            if full and self._alive:
                 return
             if self._wire.buffered > BUFFER_HIGH:
                 self._draining = asyncio.create_task(self._drain(), name=f"mq2mqtt.drain[{self._client_id}]")
                 return
             queue.popleft()
+            if full:
+                self._leave_out(next(iter(self._in_flight)))
             self._write(parcel)
 
     def _write(self, parcel: Parcel) -> None:
@@ -119,6 +133,8 @@ class Outbox:
         if frame.qos:
             number = self._session.next_packet_id
             self._in_flight[number] = (parcel, frame.qos)
+            self._alive += 1
+            parcel.written = True
             # amqtt only ever looks at the keys, unless it finds entries there when a session resumes: see `close`.
             self._session.inflight_out[number] = cast("Any", parcel)
         data = frame.encode(number)
@@ -137,22 +153,42 @@ class Outbox:
 
     def acknowledged(self, number: int, *, qos: int) -> bool:
         """PUBACK (`qos` 1) or PUBCOMP (`qos` 2) came; false when the packet identifier is none of ours."""
+        if self._left_out.get(number) == qos:
+            del self._left_out[number]
+            self._session.inflight_out.pop(number, None)
+            return True
         entry = self._in_flight.get(number)
         if entry is None or entry[1] != qos:
             return False
         parcel = entry[0]
+        self._leave_out_before(number)
         del self._in_flight[number]
         self._session.inflight_out.pop(number, None)
+        if not parcel.settled:
+            self._alive -= 1
         self._unsettled.pop(parcel, None)
         self._progress()
         parcel.settle(Outcome.DELIVERED)
         self.pump()
         return True
 
+    def _leave_out_before(self, number: int) -> None:
+        """Leave out what has timed out and was written before this one (MQTT-4.6.0-2: devices answer in order)."""
+        while (other := next(iter(self._in_flight))) != number and self._in_flight[other][0].settled:
+            self._leave_out(other)
+
+    def _leave_out(self, number: int) -> None:
+        _, self._left_out[number] = self._in_flight.pop(number)
+        # Nothing of the message is to stay in memory.
+        self._session.inflight_out[number] = cast("Any", None)
+        if len(self._left_out) > MAX_LEFT_OUT:
+            self._fail(f"it has not acknowledged {len(self._left_out)} messages")
+
     def received(self, number: int) -> bool:
         """PUBREC came: answer PUBREL, also for a message that has timed out; false when it is none of ours."""
         entry = self._in_flight.get(number)
-        if entry is None or entry[1] == 1:
+        qos = self._left_out.get(number) if entry is None else entry[1]
+        if qos is None or qos == 1:
             return False
         self._progress()
         self._wire.write(acknowledgement(PUBREL, number))
@@ -199,6 +235,8 @@ class Outbox:
                 self._timer = self._loop.call_at(parcel.deadline, self._expire)
                 break
             del self._unsettled[parcel]
+            if parcel.written:
+                self._alive -= 1
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
         self.pump()
 
@@ -211,9 +249,10 @@ class Outbox:
             self._shed_timer.cancel()
         if self._draining is not None:
             self._draining.cancel()
-        for number in self._in_flight:
+        for number in (*self._in_flight, *self._left_out):
             self._session.inflight_out.pop(number, None)
         self._in_flight.clear()
+        self._left_out.clear()
         self._queue.clear()
         while self._unsettled:
             parcel, _ = self._unsettled.popitem(last=False)

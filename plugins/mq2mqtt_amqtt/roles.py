@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mq2mqtt_amqtt.connection import Connection
 
-__all__ = ["Host", "Reason", "Will", "is_kept"]
+__all__ = ["Host", "Reason", "Receivers", "Will", "is_kept"]
 
 
 class Reason(StrEnum):
@@ -69,6 +69,17 @@ class Host(Protocol):
 
     def writing(self, client_id: str) -> "Collection[asyncio.Future[None]]":
         """Return what of a client's subscriptions is being written to the store. Do not cancel it."""
+
+
+class Receivers(Protocol):
+    """Who says what a client may receive."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether any plugin filters topics."""
+
+    async def may_receive(self, session: Session, topic: str) -> bool:
+        """Ask the plugins that filter topics."""
 
 
 def is_kept(session: Session) -> bool:

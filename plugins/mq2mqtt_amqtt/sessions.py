@@ -1,12 +1,14 @@
 """The subscriptions of persistent sessions, in the bridge's store: amqtt has them in memory only."""
 
 import asyncio
+import gc
 import math
 import time
+import weakref
 from collections.abc import Collection
 from functools import partial
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from amqtt.broker import Broker
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
@@ -21,6 +23,8 @@ from mq2mqtt_amqtt.subscriptions import Subscriptions
 __all__ = ["KeptSessions"]
 
 _RESTORED_AT_ONCE: Final = 200
+_QUEUES: Final = ("retained_messages", "delivered_message_queue")
+"""Of amqtt's `Session`: what it missed, and what the client has published."""
 
 
 class KeptSessions:
@@ -58,6 +62,8 @@ class KeptSessions:
                 await asyncio.sleep(0)
         self._store = store
         if self._saved:
+            # They stay: a full look for cycles in 100 000 of them would hold the loop for a second.
+            gc.freeze()
             logger.info("{} persistent sessions are restored with their subscriptions", len(self._saved))
 
     def close(self) -> None:
@@ -127,7 +133,7 @@ class _RestoredSession(Session):
     """A session whose client has not been here since the broker started: what plugins noted in it is gone.
 
     amqtt's state machine takes half a millisecond and 20 KB to be made, which many thousands of sessions would wait
-    for at the start.
+    for at the start; its two queues take 6 KB, and are made when they are asked for.
     """
 
     def __init__(self, client_id: str) -> None:
@@ -135,6 +141,21 @@ class _RestoredSession(Session):
         self.client_id = client_id
         self.clean_session = False
         self.last_disconnect_time = math.floor(time.time())
+
+        for name in _QUEUES:
+            delattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - see `_QUEUES`
+        if name not in _QUEUES:
+            raise AttributeError(name)
+        queue: asyncio.Queue[Any] = asyncio.Queue()  # unbounded, as amqtt makes it
+        setattr(self, name, queue)
+        return queue
+
+    def clear_queues(self) -> None:
+        """Forget what they hold."""
+        for name in _QUEUES:
+            self.__dict__.pop(name, None)
 
     def _init_states(self) -> None:
         self.transitions = _States(self)  # type: ignore[assignment]  # no `Machine`: see the class
@@ -144,7 +165,8 @@ class _States:
     """What amqtt's broker uses of `Session.transitions`."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        # No cycle, which nobody would look for.
+        self._session = weakref.proxy(session)
         self.state = "disconnected"
 
     def is_connected(self) -> bool:

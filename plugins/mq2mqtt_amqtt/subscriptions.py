@@ -40,13 +40,22 @@ class Watcher(Protocol):
         """A session has ended; `removed` may be called for its filters after this."""
 
 
+class _Table(dict[str, list[tuple[Session, int]]]):
+    """amqtt makes a text of its whole table for each SUBSCRIBE, for a debug log: 0.25 s with 100 000 filters."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} filters>"
+
+
 class Subscriptions:
     """The subscribers of topics, one entry for each client however many of its filters match."""
 
     def __init__(self, broker: Broker) -> None:
-        self._table = broker.subscriptions
+        self._sessions = broker.sessions
+        self._table = _Table(broker.subscriptions)
         self._add = broker.add_subscription
         self._delete = broker._del_subscription  # noqa: SLF001 - see the module docstring
+        replace(broker, "_subscriptions", self._table)
         replace(broker, "add_subscription", self._on_add)
         replace(broker, "_del_subscription", self._on_delete)
         replace(broker, "_del_all_subscriptions", self._on_delete_all)
@@ -67,6 +76,14 @@ class Subscriptions:
                 self._answers.clear()
             answer = self._answers[topic] = self._find(topic)
         return answer
+
+    def matching(self, topic: str) -> list[tuple[Session, int]]:
+        """Return the subscribers of a legal topic name, once for each of their filters that matches, with its QoS."""
+        return [entry for topic_filter in self._filters.match(topic) for entry in self._table.get(topic_filter, ())]
+
+    def filters_of(self, client_id: str) -> tuple[str, ...]:
+        """Return what a client subscribes to."""
+        return tuple(self._of_client.get(client_id, ()))
 
     def restore(self, session: Session, topic_filter: str, qos: int) -> None:
         """Subscribe a session to what it was permitted before; its watcher is not told."""
@@ -96,17 +113,28 @@ class Subscriptions:
 
     async def _on_add(self, subscription: tuple[str, int], session: Session) -> int:
         granted = await self._add(subscription, session)
+        if granted == _REFUSED:
+            return granted
         topic_filter = subscription[0]
-        if granted != _REFUSED:
-            # MQTT-3.8.4-3: subscribing again replaces the QoS; amqtt answers with the new one and keeps the old.
-            entries = self._table[topic_filter]
-            for index, (subscriber, qos) in enumerate(entries):
-                if subscriber.client_id == session.client_id and qos != granted:
-                    entries[index] = (subscriber, granted)
-            self._learn(topic_filter, session)
-            if self.watcher is not None:
-                self.watcher.added(session, topic_filter, granted)
+        entries = self._table[topic_filter]
+        if self._is_over(session):
+            entries[:] = [entry for entry in entries if entry[0] is not session]
+            if not entries:
+                del self._table[topic_filter]
+            return _REFUSED
+        # MQTT-3.8.4-3: subscribing again replaces the QoS; amqtt answers with the new one and keeps the old.
+        for index, (subscriber, qos) in enumerate(entries):
+            if subscriber.client_id == session.client_id and qos != granted:
+                entries[index] = (subscriber, granted)
+        self._learn(topic_filter, session)
+        if self.watcher is not None:
+            self.watcher.added(session, topic_filter, granted)
         return granted
+
+    def _is_over(self, session: Session) -> bool:
+        """Whether it ended while a plugin was asked what it may subscribe to."""
+        now, _ = self._sessions.get(session.client_id or "", (None, None))
+        return now is not session
 
     def _on_delete(self, topic_filter: str, session: Session) -> int:
         deleted = self._delete(topic_filter, session)
@@ -114,6 +142,9 @@ class Subscriptions:
             self._answers.clear()
             if own := self._of_client.get(session.client_id or ""):
                 own.discard(topic_filter)
+            if not self._table[topic_filter]:
+                del self._table[topic_filter]
+                self._filters.remove(topic_filter, topic_filter)
             if self.watcher is not None:
                 self.watcher.removed(session, topic_filter)
         return deleted
@@ -123,6 +154,3 @@ class Subscriptions:
             self.watcher.forgotten(session)
         for topic_filter in self._of_client.pop(session.client_id or "", ()):
             self._on_delete(topic_filter, session)
-            if not self._table.get(topic_filter):
-                self._table.pop(topic_filter, None)
-                self._filters.remove(topic_filter, topic_filter)

@@ -10,7 +10,7 @@ from zlib import crc32
 from loguru import logger
 
 from mq2mqtt.errors import LaneError
-from mq2mqtt.host import Delivery, DropReason, Intake, Missed, Outcome, Settled
+from mq2mqtt.host import CLIENT_EVENTS, Delivery, DropReason, Intake, Missed, Outcome, Settled
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.settings import Settings
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MosquittoHost"]
 
-EVENTS_LANE = ".clients"
 _EVENTS_BYTES = 16 * 1024 * 1024
 _EVENTS_STEP = 256
 _LOOK_SECONDS = 1.0
@@ -73,6 +72,7 @@ class MosquittoHost:
         self._presence = Presence(tell=self._told, ended=self._broker_ended, ask=self._ask_for_list)
         self._told_to: BridgePresence | None = None
         self._came_or_went = asyncio.Event()
+        self._unreadable: str | None = None
         self._session = Session(settings, self._deliveries, self._presence)
         self._session.told = self._take_stats
         self.telemetry: Telemetry | None = None
@@ -93,6 +93,11 @@ class MosquittoHost:
     def problem(self) -> str | None:
         """Why the hook cannot be reached; `None` when it can."""
         return self._session.problem
+
+    @property
+    def hears_late(self) -> bool:
+        """Without events the hook's lists tell, each 30 s."""
+        return self.problem_of(CLIENT_EVENTS) is not None
 
     async def available(self) -> None:
         """See `mq2mqtt.host.MqttHost.available`."""
@@ -161,6 +166,8 @@ class MosquittoHost:
 
     def problem_of(self, rule_id: str) -> str | None:
         """See `mq2mqtt.host.LaneWriter.problem_of`; while the hook is away nobody knows."""
+        if rule_id == CLIENT_EVENTS and self._unreadable is not None:
+            return self._unreadable
         return self._stats.problems.get(rule_id) if self.problem is None else None
 
     # Its life.
@@ -212,8 +219,8 @@ class MosquittoHost:
                 self._count_drops(of, name, more)
             elif more and name == "events_lost":
                 logger.warning("the hook lost {} client events: its lane was full", more)
-        problem = stats.problems.get(EVENTS_LANE)
-        if problem is not None and problem != before.problems.get(EVENTS_LANE):
+        problem = stats.problems.get(CLIENT_EVENTS)
+        if problem is not None and problem != before.problems.get(CLIENT_EVENTS):
             logger.error("the hook: {}", problem)
         if stats.problems != before.problems or stats.counters.keys() != before.counters.keys():
             self.changed()
@@ -229,15 +236,14 @@ class MosquittoHost:
             rule.dropped(reason, count=count)
 
     async def _follow_events(self) -> None:
-        path = self._settings.spool.path / EVENTS_LANE
-        complained = False
+        path = self._settings.spool.path / CLIENT_EVENTS
         while True:
             try:
                 await self._read_events(path)
             except LaneError as error:
-                if not complained:
+                if self._unreadable is None:
                     logger.error("client events cannot be read: {}", error)
-                complained = True
+                self._unreadable = str(error)
             except Exception:  # noqa: BLE001 - a task's top edge: presence must go on
                 logger.exception("unexpected error with client events, going on")
             self._presence.reads(events=False)
@@ -254,6 +260,7 @@ class MosquittoHost:
             try:
                 while True:
                     entries = reader.read(max_messages=_EVENTS_STEP)
+                    self._unreadable = None
                     for entry in entries:
                         self._presence.take(entry.offset, entry.frame)
                     reader.settle([entry.offset for entry in entries])

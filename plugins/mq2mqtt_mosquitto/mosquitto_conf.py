@@ -12,6 +12,7 @@ __all__ = ["Advice", "MosquittoConf", "advice", "read_conf"]
 _HOOK: Final = "mq2mqtt_hook"
 _DEFAULT_QUEUE: Final = 1000
 _LARGE_QUEUE: Final = 1_000_000
+_DEFAULT_AUTOSAVE: Final = 1800
 _DEPTH: Final = 8
 
 
@@ -80,6 +81,7 @@ def advice(conf: MosquittoConf, *, spool: Path) -> Iterator[Advice]:
     yield from _about_the_hook(conf, spool)
     yield from _about_who_may(conf)
     yield from _about_queues(conf)
+    yield from _about_persistence(conf)
     if conf.is_on("set_tcp_nodelay"):
         yield Advice("set_tcp_nodelay true")
     else:
@@ -156,3 +158,21 @@ def _about_queues(conf: MosquittoConf) -> Iterator[Advice]:
         )
     elif messages > _DEFAULT_QUEUE:
         yield Advice(f"max_queued_messages {messages}, max_queued_bytes {size} for each client")
+
+
+def _about_persistence(conf: MosquittoConf) -> Iterator[Advice]:
+    seconds = conf.number("autosave_interval", default=_DEFAULT_AUTOSAVE)
+    if not conf.is_on("persistence"):
+        yield Advice(
+            "persistence is false: what Mosquitto keeps for clients that are away is lost at each restart, though "
+            "settled in RocketMQ; set it to true, with a persistence_location",
+            wrong=True,
+        )
+    elif not seconds:
+        yield Advice(
+            "autosave_interval is 0: what Mosquitto keeps for clients that are away is lost whenever it does not end "
+            "in good order; set it to 300",
+            wrong=True,
+        )
+    else:
+        yield Advice(f"persistence true, saved each {seconds} s (autosave_interval)")

@@ -51,6 +51,7 @@ class ClientHost:
     """A broker shows every receiver the topic that the message is published to."""
     sees_clients = False
     sees_acknowledgements = False
+    hears_late = False
     connected_clients = 0
     """Nobody tells."""
 

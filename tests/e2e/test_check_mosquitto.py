@@ -65,8 +65,8 @@ def problems(lines: list[str]) -> list[str]:
     return [line.removeprefix("PROBLEM  ") for line in lines if line.startswith("PROBLEM  ")]
 
 
-def test_a_broker_that_fits_has_no_problem(brokers: Callable[..., Mosquitto], check: Check) -> None:
-    broker = brokers()
+def test_a_broker_that_fits_has_no_problem(brokers: Callable[..., Mosquitto], check: Check, tmp_path: Path) -> None:
+    broker = brokers("persistence true", f"persistence_location {tmp_path}/")
     lines = check(broker)
     # The tests' token is for nobody to guess, and for everybody to read.
     assert [line for line in problems(lines) if "/token is open" not in line] == []

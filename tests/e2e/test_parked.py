@@ -1,6 +1,9 @@
 """Parked messages on their way back: the cause is mended, the replay arrives once, whatever is killed meanwhile."""
 
+import contextlib
 import json
+import sqlite3
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from mq2mqtt.message import MqttMessage
-from mq2mqtt.spool.frame import decode_frames, encode_publish
+from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
 from mq2mqtt.spool.parked import ParkedStore, ask_replay, keys_of
 from tests.bridge_process import BridgeProcess
 from tests.conftest import MakeTopic, SharedRocketMQ, StartRocketMQ
@@ -179,4 +182,35 @@ async def test_kill_9_in_a_replay_loses_nothing(
         assert len(messages) <= len(wanted) + 1
         assert len({message.properties["KEYS"] for message in messages}) == len(wanted)
     assert sums_hold(bridge)
+    assert bridge.stop() == 0
+
+
+async def test_kill_9_in_a_replay_to_devices_loses_nothing(
+    rocketmq: SharedRocketMQ, make_topic: MakeTopic, tmp_path: Path, started: list[BridgeProcess]
+) -> None:
+    dice = random_moments("replay to devices")
+    bridge = new_bridge(tmp_path / "bridge", namesrv=rocketmq.namesrv, rules=[inbound(await make_topic())])
+    started.append(bridge)
+    bridge.config["store"] = {"url": "sqlite+aiosqlite:///kept.db"}
+    lane = bridge.directory / "spool" / IN
+    store = ParkedStore(lane, max_bytes=1 << 30)
+    properties = {"TAGS": "MQ2MQTT", "mqttSecondTopic": "/p2p/GID_dev@@@away", "cleansessionflag": "false"}
+    text = "".join(f"{name}\x01{value}\x02" for name, value in properties.items()).encode()
+    wanted = {b"%d" % number for number in range(500)}
+    for body in wanted:
+        message = Frame(FrameKind.ROCKETMQ, 0, time.time_ns() // 1000, "", "commands", text, body)
+        store.append(message, key=f"broker-a/0/{int(body)}", reason="why")
+        assert ask_replay(lane, f"broker-a/0/{int(body)}")
+    bridge.start(ready=False)
+    enough = dice.randrange(1, 400)
+    await until(lambda: len(keys(bridge, IN)) <= len(wanted) - enough)
+    bridge.kill()
+    bridge.start()
+    await until(lambda: not keys(bridge, IN))
+    await until(lambda: sums_hold(bridge))
+    with contextlib.closing(sqlite3.connect(bridge.directory / "kept.db")) as database:
+        kept = [bytes(payload) for (payload,) in database.execute("SELECT payload FROM offline")]
+    assert set(kept) == wanted
+    # Those that were on their way may be there twice.
+    assert len(kept) <= len(wanted) + 100
     assert bridge.stop() == 0

@@ -195,6 +195,14 @@ async def test_parked_messages_are_counted_listed_and_shown(world: World) -> Non
     assert (await ask(world, "/api/v1/parked/commands-in/x")).status == 409
 
 
+async def test_a_parked_receipt_is_shown_as_one(world: World) -> None:
+    park(world, "commands-in.receipts", ROCKET._replace(topic="devices/a"), "5")
+    (receipt,) = (await ask(world, "/api/v1/parked/commands-in.receipts")).content["messages"]
+    assert (receipt["kind"], receipt["topic"]) == ("receipt", "devices/a")
+    whole = (await ask(world, "/api/v1/parked/commands-in.receipts/5")).content
+    assert (whole["kind"], whole["properties"]["TAGS"]) == ("receipt", "MQ2MQTT")
+
+
 async def test_a_parked_message_is_replayed(world: World) -> None:
     device = world.host.connect("c1")
     device.subscriptions["devices/#"] = 1

@@ -203,6 +203,14 @@ def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: 
         assert f"PROBLEM  {damaged}: damaged; restore it or move it away" in out
 
 
+def test_a_parked_receipt_is_shown_as_one(run: Run, config: Path, tmp_path: Path) -> None:
+    parked = ParkedStore(tmp_path / "spool" / "commands-in.receipts", max_bytes=1 << 20)
+    parked.append(Frame(FrameKind.ROCKETMQ, 0, 0, "", "devices/a", b"TAGS\x01queued\x02", b"{}"), key="5", reason="why")
+    code, out, _ = run("parked", "show", "commands-in.receipts", "-c", config)
+    assert code == 0
+    assert "receipt for MQTT topic 'devices/a'" in out
+
+
 SENSORS = ("parked", "replay", "sensors-out")
 
 

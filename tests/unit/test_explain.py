@@ -186,3 +186,9 @@ def test_a_client_that_no_rule_tells_of(
 ) -> None:
     assert explain_client(loaded, client_id) == 1
     assert f"not told: {reason}" in capsys.readouterr().out
+
+
+def test_beside_a_plain_mqtt_client_nobody_is_told_of(loaded: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    host = loaded.host.model_copy(update={"type": "mqtt"})
+    assert explain_client(loaded.model_copy(update={"host": host}), "GID_dev@@@1") == 1
+    assert "not told: a plain MQTT client cannot see who is connected" in capsys.readouterr().out

@@ -133,14 +133,12 @@ async def test_nothing_is_taken_for_a_host_that_is_away(tmp_path: Path) -> None:
         device = world.host.connect("dev")
         device.subscriptions["devices/#"] = 1
         world.host.go_away("the broker is away")
-        # One batch was asked for when it was still there.
         await world.send(b"1", mqttSecondTopic="/x")
-        await until(lambda: len(device.received) == 1)
         await until(lambda: world.state("commands-in") == "down")
         assert world.bridge.telemetry.rules["commands-in"].reason == "the broker is away"
         await world.send(b"2", mqttSecondTopic="/x")
         await asyncio.sleep(0.2)
-        assert world.count("commands-in", "received") == 1
+        assert world.count("commands-in", "received") == 0
         world.host.come_back()
         await until(lambda: [message.payload for message in device.received] == [b"1", b"2"])
         await until(lambda: world.state("commands-in") == "up")

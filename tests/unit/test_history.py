@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.presence import Presence
 from mq2mqtt.store import Connect, ConnectStore
 from mq2mqtt.store.sql import SqlStore
+from tests.unit.bridge_world import World
 
 
 @pytest.fixture
@@ -60,6 +62,7 @@ async def test_each_connection_is_noted_with_its_end_the_latest_first(store: Sql
         entry("c1", 10, 20, "no heart"),
     ]
     # What is committed in their order: all before this.
+    await asyncio.sleep(0)
     await store.subscriptions.forget("dev")
     assert await seen.history("dev") == expected
     assert seen.of("dev")["offlineMessages"] == 3
@@ -72,6 +75,7 @@ async def test_who_was_connected_before_is_noted_too_and_what_nobody_saw_end_is_
     came(presence, "c1", 10)
     keep_history(presence, store.connects)
     expected = [entry("c1", 10, None, ""), entry("c0", 5, None, "unknown")]
+    await asyncio.sleep(0)
     await store.subscriptions.forget("dev")
     assert await sessions(presence, store.connects).history("dev") == expected
 
@@ -91,3 +95,44 @@ async def test_without_a_store_or_while_it_is_away_there_is_no_history_but_the_s
         seen = sessions(presence, connects)
         assert await seen.history("dev") is None
         assert seen.of("dev")["online"] is True
+
+
+async def test_a_broker_that_ends_with_all_its_connections_keeps_the_loop_from_nobody() -> None:
+    noted: list[str] = []
+
+    class Notes:
+        async def of(self, client_id: str, *, limit: int = 20) -> list[Connect]:
+            raise AssertionError(client_id, limit)
+
+        def began(self, connect: Connect) -> None: ...
+
+        def ended(self, client_id: str, channel_id: str, *, ended_ms: int, reason: str) -> None:
+            noted.append(f"{client_id} {channel_id} {ended_ms} {reason}")
+
+    presence = Presence()
+    for number in range(1000):
+        presence.take(ClientEvent(ClientEventType.CONNECT, f"dev{number}", f"c{number}", "127.0.0.1", 10))
+    keep_history(presence, Notes())
+    presence.begin(time_ms=20, reason="broker stopped")
+    before = 0
+    for _ in range(100):
+        assert len(noted) - before <= 300
+        before = len(noted)
+        await asyncio.sleep(0)
+    assert noted == [f"dev{number} c{number} 20 broker stopped" for number in range(1000)]
+
+
+async def test_a_stop_still_notes_whose_connection_it_has_ended(tmp_path: Path) -> None:
+    async with World(tmp_path / "spool") as world:
+        clients = [f"c{number}" for number in range(5000)]
+        for client_id in clients:
+            world.host.connect(client_id)
+        await world.bridge.stop_receiving()
+        for client_id in clients:
+            world.host.disconnect(client_id)
+        await world.bridge.stop()
+    store = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/spool.db", node="n1")
+    for client_id in (clients[0], clients[-1]):
+        (connect,) = await store.connects.of(client_id)
+        assert connect.ended_ms is not None
+    await store.close()

@@ -2,18 +2,22 @@
 
 import asyncio
 import json
+import sqlite3
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mq2mqtt.bridge import Bridge
-from mq2mqtt.errors import ConfigError, StoreError
+from mq2mqtt.errors import ConfigError, LaneError, StoreError
 from mq2mqtt.host.memory import MemoryClient
-from mq2mqtt.message import MqttMessage
+from mq2mqtt.message import MqttMessage, MqttProperties
 from mq2mqtt.offline import replay
 from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.reader import Entry, LaneReader
 from mq2mqtt.store import StoredMessage
 from tests.unit.bridge_world import IN, OUT, World, until
 
@@ -44,6 +48,11 @@ def receipts(world: World) -> list[tuple[str, str, str | None]]:
     """Tag, keys and client id of each receipt that RocketMQ has."""
     stored = [message.properties for message in world.cluster.queues("mq_receipts")[0]]
     return [(of["TAGS"], of["KEYS"], of.get("clientId")) for of in stored]
+
+
+def rename(database: Path, table: str, name: str) -> None:
+    with sqlite3.connect(database, timeout=15) as connection:
+        connection.execute(f"ALTER TABLE {table} RENAME TO {name}")
 
 
 def kept(world: World) -> int:
@@ -221,6 +230,40 @@ async def test_p2p_of_a_device_waits_for_space_and_makes_the_bridge_unready_mean
         await until(lambda: world.bridge.telemetry.ready)
 
 
+async def test_a_relay_that_could_not_be_read_is_well_again_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world_with(tmp_path, OUT) as world:
+        client = world.host.connect("c1")
+        await until(lambda: world.bridge.telemetry.ready)
+
+        def fail(*_: object, **__: object) -> list[Entry]:
+            raise LaneError("the disk fails")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LaneReader, "read", fail)
+            assert p2p(world, "c1", b"x")
+            await until(lambda: not world.bridge.telemetry.ready)
+            assert "the disk fails" in (await world.get("/readyz"))[1]
+        await until(lambda: payloads(client) == [b"x"])
+        await until(lambda: world.bridge.telemetry.ready)
+
+
+async def test_p2p_of_a_device_with_a_lifetime_of_zero_is_for_who_is_there(tmp_path: Path) -> None:
+    lane = Lane.open(tmp_path / "spool" / ".p2p", max_bytes=1 << 20, target="")
+    for client_id in ("c1", "c2"):
+        message = MqttMessage(
+            f"sensors/p2p/{client_id}", b"x", 1, clean_session=False, properties=MqttProperties(expiry_seconds=0)
+        )
+        lane.append(encode_publish(message, accepted_us=time.time_ns() // 1000))
+    lane.close()
+    world = world_with(tmp_path, OUT)
+    client = world.host.connect("c1")
+    async with world:
+        await until(lambda: world.bridge.telemetry.rules["sensors-out"].drops == {"not_persistent": 1})
+        assert (payloads(client), kept(world)) == ([b"x"], 0)
+
+
 async def test_a_foreign_frame_in_the_relay_stops_nothing(tmp_path: Path) -> None:
     lane = Lane.open(tmp_path / "spool" / ".p2p", max_bytes=1 << 20, target="")
     for topic in ("sensors/not-p2p", "gone/p2p/c1"):
@@ -232,6 +275,23 @@ async def test_a_foreign_frame_in_the_relay_stops_nothing(tmp_path: Path) -> Non
         relay = world.bridge.telemetry.relay
         assert relay is not None
         await until(lambda: relay.outcomes["sent"] == 2)
+
+
+async def test_what_a_clean_session_gave_up_is_given_up_for_the_next_life_too(tmp_path: Path) -> None:
+    async with world_with(tmp_path, IN) as world:
+        client = world.host.connect("c1", clean_session=False)
+        client.subscriptions["devices/#"] = 1
+        world.host.disconnect("c1")
+        await until(lambda: world.state("commands-in") == "up")
+        await world.send(b"old", mqttSecondTopic="/news")
+        await world.send(b"p2p", mqttSecondTopic="/p2p/c1", **KEPT)
+        await until(lambda: world.count("commands-in", "queued") == 2)
+        world.host.go_away("nothing is handed over")
+        world.host.connect("c1")
+    async with world_with(tmp_path, IN, cluster=world.cluster) as second:
+        client = second.host.connect("c1", clean_session=False)
+        await until(lambda: kept(second) == 0)
+        assert payloads(client) == [b"p2p"]
 
 
 async def test_kept_messages_outlive_their_rule(tmp_path: Path) -> None:
@@ -279,8 +339,42 @@ async def test_a_store_that_takes_nothing_holds_up_what_comes_from_rocketmq(
             for number in range(1, 100):
                 await world.send(b"%d" % number, mqttSecondTopic="/p2p/c1", **KEPT)
             await asyncio.sleep(0.3)
-            assert world.count("commands-in", "received") < 100
+            assert world.count("commands-in", "received") == 1
         await until(lambda: world.count("commands-in", "queued") == 100)
+
+
+async def test_a_batch_that_is_kept_for_many_sessions_is_taken_in_turns(tmp_path: Path) -> None:
+    world = world_with(tmp_path, {**IN, "from": "earliest"})
+    world.cluster.create_topic("mq_commands", 1)
+    for _ in range(32):
+        await world.send(b"x", mqttSecondTopic="/news", qoslevel="1")
+    for number in range(500):
+        client = world.host.connect(f"c{number}", clean_session=False)
+        client.subscriptions["devices/news"] = 1
+        world.host.disconnect(client.client_id)
+    async with world:
+        received = [0]
+        while received[-1] < 32:
+            await asyncio.sleep(0)
+            received.append(world.count("commands-in", "received"))
+        assert max(after - before for before, after in pairwise(received)) < 10
+        await until(lambda: world.count("commands-in", "queued") == 32)
+
+
+async def test_a_store_that_cannot_be_read_or_written_holds_the_rules_down(tmp_path: Path) -> None:
+    async with world_with(tmp_path, IN, OUT) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await asyncio.to_thread(rename, tmp_path / "spool.db", "offline", "away")
+        # Nobody wants anything kept: what looks for messages that are over finds out.
+        await until(lambda: world.state("commands-in") == "down")
+        relay = world.bridge.telemetry.relay
+        assert relay is not None
+        assert relay.up
+        assert p2p(world, "c1", b"x")
+        await until(lambda: "no such table: offline" in str(relay.reason))
+        await asyncio.to_thread(rename, tmp_path / "spool.db", "away", "offline")
+        await until(lambda: kept(world) == 1)
+        await until(lambda: world.bridge.telemetry.ready and relay.up)
 
 
 async def test_a_store_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:

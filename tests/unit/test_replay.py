@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.errors import LaneError
+from mq2mqtt.host import Delivery, Outcome
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
 from mq2mqtt.spool.parked import ParkedStore, ask_replay, drop, keys_of, list_parked
@@ -99,6 +100,46 @@ async def test_an_inbound_message_reaches_the_subscribers_there_are_now(tmp_path
         assert sums_hold(world)
 
 
+@pytest.mark.parametrize(
+    ("topic", "reason"), [("/a", "no_subscriber"), ("/p2p/c1", "not_persistent"), ("/slow", "slow_device")]
+)
+async def test_an_inbound_message_that_reaches_nobody_stays_for_the_operator(
+    topic: str, reason: str, tmp_path: Path
+) -> None:
+    frame = ROCKET._replace(properties=f"mqttSecondTopic\x01{topic}\x02TAGS\x01MQ2MQTT\x02".encode())
+    lane = park(tmp_path, "commands-in", frame, "broker-a/0/7")
+    world = World(tmp_path, IN)
+    slow = world.host.connect("slow")
+    slow.subscriptions["devices/slow"] = 1
+    slow.acknowledges = False
+    async with world:
+        await until(lambda: world.count("commands-in", "received") == 1)
+        world.host.time_out("slow")
+        await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+        (message,) = list_parked(lane)
+        assert (message.key, message.frame) == ("broker-a/0/7", frame)
+        assert message.reason == f"replayed to nobody: {reason}"
+        assert sums_hold(world)
+        device = world.host.connect("c1")
+        device.subscriptions["devices/#"] = 1
+        assert ask_replay(lane, "broker-a/0/7")
+        await until(lambda: len(device.received) == 1)
+        world.host.time_out("slow")
+        await until(lambda: not keys_of(lane))
+        assert sums_hold(world)
+
+
+async def test_inbound_messages_of_a_queue_are_replayed_in_their_order(tmp_path: Path) -> None:
+    for number in range(8, 13):
+        park(tmp_path, "commands-in", ROCKET._replace(payload=b"%d" % number), f"broker-a/0/{number}")
+    world = World(tmp_path, IN)
+    device = world.host.connect("c1")
+    device.subscriptions["devices/#"] = 1
+    async with world:
+        await until(lambda: len(device.received) == 5)
+    assert [message.payload for message in device.received] == [b"8", b"9", b"10", b"11", b"12"]
+
+
 async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_it(tmp_path: Path) -> None:
     keys = [f"broker-a/0/{number}" for number in range(250)]
     lane = park(tmp_path, "commands-in", ROCKET, *keys)
@@ -113,7 +154,8 @@ async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_
         assert len(device.received) == 100
         assert len(keys_of(lane)) == 250
         device.acknowledges = True
-        world.host.time_out("c1")
+        for acknowledge in device.unsettled:
+            acknowledge(Delivery(Outcome.DELIVERED))
         await until(lambda: not keys_of(lane))
         assert len(device.received) == 250
         assert sums_hold(world)
@@ -136,17 +178,22 @@ async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is
     wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
     lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
 
-    def refuse(*_: object, **__: object) -> int:
+    refused: list[object] = []
+
+    def refuse(*_: object, key: str, **__: object) -> int:
+        refused.append(key)
         raise LaneError("the disk is full")
 
     async with World(tmp_path, IN) as world:
         with monkeypatch.context() as patch:
             patch.setattr(ParkedStore, "append", refuse)
-            await until(lambda: world.count("commands-in", "received") > 1)
+            await until(lambda: len(refused) > 1)
             assert [message.replaying for message in list_parked(lane)] == [True]
             assert world.bridge.telemetry.rules["commands-in"].drops == {}
             assert sums_hold(world)
         await until(lambda: [message.replaying for message in list_parked(lane)] == [False])
+        assert world.count("commands-in", "received") == world.count("commands-in", "parked") == 1
+        assert sums_hold(world)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +212,32 @@ async def test_a_message_of_another_type_of_rule_is_parked_again_as_it_was(
         assert world.bridge.telemetry.rules[rule].outcomes.total() == 0
 
 
+async def test_a_client_event_goes_to_its_rule_once_more_as_it_was(tmp_path: Path) -> None:
+    body = b'{"clientId":"GID_dev@@@1","channelId":"c","eventType":"tcpclean","time":1,"seq":5,"epoch":2,"node":"n1"}'
+    lane = park(tmp_path, "presence", Frame(FrameKind.EVENT, 0, 7, "GID_dev@@@1", "", b"", body), "17")
+    world = World(tmp_path, {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"})
+    world.cluster.create_topic("mq_status", 1)
+    async with world:
+        await until(lambda: world.sent("mq_status") == [body] and not keys_of(lane))
+        (message,) = world.cluster.queues("mq_status")[0]
+        assert message.properties["TAGS"] == "tcpclean"
+        assert message.properties["KEYS"] == "n1:presence:17"
+        assert sums_hold(world, out="presence")
+
+
+async def test_a_receipt_goes_to_its_topic_once_more_as_it_was(tmp_path: Path) -> None:
+    properties = b"TAGS\x01queued\x02KEYS\x01order-1\x02mq2mqttNode\x01n1\x02"
+    name = "commands-in.receipts"
+    lane = park(tmp_path, name, Frame(FrameKind.ROCKETMQ, 0, 7, "c1", "devices/a", properties, b"{}"), "17")
+    world = World(tmp_path, IN | {"receipts": "mq_receipts"})
+    world.cluster.create_topic("mq_receipts", 1)
+    async with world:
+        await until(lambda: world.sent("mq_receipts") == [b"{}"] and not keys_of(lane))
+        (message,) = world.cluster.queues("mq_receipts")[0]
+        assert {**message.properties, "TAGS": "queued", "KEYS": "order-1"} == message.properties
+        assert sums_hold(world, out=name)
+
+
 async def test_a_disabled_rule_replays_when_it_is_enabled(tmp_path: Path) -> None:
     lane = park(tmp_path, "commands-in", ROCKET, "broker-a/0/7")
     world = World(tmp_path, IN | {"enabled": False})
@@ -175,6 +248,18 @@ async def test_a_disabled_rule_replays_when_it_is_enabled(tmp_path: Path) -> Non
         assert (device.received, len(keys_of(lane))) == ([], 1)
         world.reload(IN)
         await until(lambda: len(device.received) == 1 and not keys_of(lane))
+
+
+async def test_what_a_disabled_rule_has_parked_is_counted_until_it_is_dropped(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        await world.send(b"on", mqttSecondTopic="/a/+")
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        world.reload(IN | {"enabled": False})
+        assert 'mq2mqtt_parked_messages{rule="commands-in"} 1.0' in (await world.get("/metrics"))[1]
+        (key,) = keys_of(tmp_path / "commands-in")
+        assert drop(tmp_path / "commands-in", key)
+        assert 'mq2mqtt_parked_messages{rule="commands-in"} 0.0' in (await world.get("/metrics"))[1]
 
 
 async def test_a_damaged_message_is_left_for_the_operator_and_holds_up_no_other(tmp_path: Path) -> None:
@@ -203,6 +288,24 @@ async def test_what_cannot_be_deleted_is_not_sent_twice(tmp_path: Path, monkeypa
         monkeypatch.undo()
         await until(lambda: not keys_of(lane))
         assert len(world.sent()) == 2
+
+
+async def test_a_stop_waits_for_no_answer_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = park(tmp_path, "sensors-out", publish_frame(), "1")
+    world = World(tmp_path, OUT)
+    sending = []
+
+    async def hang(*_: object) -> None:
+        sending.append(1)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.link, "send", hang)
+    async with world:
+        world.publish("sensors/x")
+        await until(lambda: len(sending) == 2)
+        async with asyncio.timeout(world.settings().stop_deadline):
+            await world.bridge.stop()
+    assert [message.replaying for message in list_parked(lane)] == [True]
 
 
 async def test_a_bridge_that_is_stopped_leaves_what_has_no_outcome_for_its_next_start(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 from mq2mqtt.errors import LinkError
 from mq2mqtt.link.memory import MemoryCluster
@@ -369,6 +370,19 @@ async def test_a_place_for_parked_messages_that_cannot_be_read_holds_its_own_rul
         await until(lambda: "parked" in (world.bridge.telemetry.rules["commands-in"].reason or ""))
         (tmp_path / "commands-in" / "parked").unlink()
         await until(lambda: world.bridge.telemetry.ready)
+
+
+async def test_a_place_for_parked_messages_that_cannot_be_read_any_more_is_one_line(tmp_path: Path) -> None:
+    lines: list[str] = []
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        (tmp_path / "commands-in").mkdir()
+        (tmp_path / "commands-in" / "parked").write_text("a file where the directory should be")
+        sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="ERROR")
+        assert (await world.get("/metrics"))[0] == 200
+        logger.remove(sink)
+    parked = tmp_path / "commands-in" / "parked"
+    assert lines == [f"rule commands-in: cannot read {parked}: Not a directory\n"]
 
 
 # -- all rules --

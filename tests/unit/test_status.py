@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from mq2mqtt.errors import LaneError, NotConnectedError
+from mq2mqtt.host import CLIENT_EVENTS
 from mq2mqtt.link.memory import MemoryCluster
 from mq2mqtt.message import ClientEvent, ClientEventType
+from mq2mqtt.rules import RuleSet
 from mq2mqtt.spool.lane import Lane
+from mq2mqtt.spool.watching import Watcher
 from tests.unit.bridge_world import IN, OUT, World, until
 
 STATUS = {"id": "presence", "type": "status", "source": "GID_dev", "target": "mq_status"}
@@ -311,3 +314,24 @@ async def test_a_host_that_sees_no_clients_has_no_status(tmp_path: Path, cluster
     world.host.sees_clients = False
     async with world:
         await until(lambda: "cannot see who is connected" in str(world.bridge.telemetry.rules["presence"].reason))
+
+
+async def test_a_status_rule_says_why_a_host_in_another_process_tells_nothing(
+    tmp_path: Path, cluster: MemoryCluster
+) -> None:
+    class Writer:
+        watcher = Watcher()
+        problem: str | None = "cannot write lane .clients: no space"
+
+        def go_by(self, rules: RuleSet) -> None: ...
+
+        def problem_of(self, rule_id: str) -> str | None:
+            return self.problem if rule_id == CLIENT_EVENTS else None
+
+    writer = Writer()
+    async with World(tmp_path, STATUS, cluster=cluster, writer=writer) as world:
+        telemetry = world.bridge.telemetry.rules["presence"]
+        await until(lambda: telemetry.reason == "cannot write lane .clients: no space")
+        writer.problem = None
+        await until(lambda: world.state("presence") == "up")
+    writer.watcher.close()

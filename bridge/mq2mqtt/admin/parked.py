@@ -14,6 +14,7 @@ from loguru import logger
 from mq2mqtt import parking
 from mq2mqtt.admin.answers import ApiError, answer, limit_of, only, parameters
 from mq2mqtt.errors import ConfigError, LaneCorruptError
+from mq2mqtt.receipts import RECEIPTS_SUFFIX
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.spool.frame import FrameKind
 from mq2mqtt.spool.parked import ParkedMessage, drop, keys_of, read_parked
@@ -55,7 +56,7 @@ class Parked:
             raise ApiError(HTTPStatus.CONFLICT, str(error)) from error
         if message is None:
             raise _missing(lane, key)
-        return _described(message) | _content(message)
+        return _described(lane, message) | _content(message)
 
     def replay(self, lane: str, key: str) -> None:
         """Ask for the replay of one message."""
@@ -92,17 +93,17 @@ def _summary(lane: Path, key: str) -> dict[str, Any] | None:
         message = read_parked(lane, key)
     except LaneCorruptError as error:
         return {"key": key, "state": "damaged", "reason": str(error)}
-    return None if message is None else _described(message)
+    return None if message is None else _described(lane.name, message)
 
 
-def _described(message: ParkedMessage) -> dict[str, Any]:
+def _described(lane: str, message: ParkedMessage) -> dict[str, Any]:
     frame = message.frame
     return {
         "key": message.key,
         "state": "replay" if message.replaying else "parked",
         "reason": message.reason,
         "parkedAt": message.parked_us // 1000,
-        "kind": _KINDS.get(frame.kind, "unknown"),
+        "kind": "receipt" if lane.endswith(RECEIPTS_SUFFIX) else _KINDS.get(frame.kind, "unknown"),
         "topic": frame.topic,
         "clientId": frame.client_id,
         "acceptedAt": frame.accepted_us // 1000,

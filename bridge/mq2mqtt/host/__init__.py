@@ -6,14 +6,16 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.rules import RuleSet
 from mq2mqtt.spool.watching import Watcher
 
 __all__ = [
+    "CLIENT_EVENTS",
     "DELIVERY_TIMEOUT",
+    "LATE_SECONDS",
     "Delivery",
     "DropReason",
     "Intake",
@@ -107,6 +109,10 @@ class MqttHost(Protocol):
     def sees_acknowledgements(self) -> bool:
         """Whether `delivered` means that the device has acknowledged, not only that the broker took the message."""
 
+    @property
+    def hears_late(self) -> bool:
+        """Whether it may be told only within `LATE_SECONDS` that a client has come or gone; else it is at once."""
+
     async def available(self) -> None:
         """Return when it takes messages: at once, unless it cannot be reached or has too many to deliver already.
 
@@ -149,6 +155,13 @@ class MqttHost(Protocol):
         """Close the client's connection, if it has one."""
 
 
+LATE_SECONDS: Final = 60.0
+"""See `MqttHost.hears_late`."""
+
+CLIENT_EVENTS: Final = ".clients"
+"""The lane of client events, as a `LaneWriter` has it."""
+
+
 class LaneWriter(Protocol):
     """A host that writes the lanes of outbound rules in a process of its own; the bridge only reads them."""
 
@@ -160,7 +173,10 @@ class LaneWriter(Protocol):
         """Let the writer know these rules: now, or when it can be reached."""
 
     def problem_of(self, rule_id: str) -> str | None:
-        """Why the writer takes nothing for a rule now, as far as it has told; `None` when it does."""
+        """Why the writer takes nothing for a rule now, as far as it has told; `None` when it does.
+
+        With `CLIENT_EVENTS`: why events of clients are lost, or cannot be read.
+        """
 
 
 class Subscriber(Protocol):

@@ -36,6 +36,7 @@ class MemoryHost:
         self.shows_topics = True
         self.sees_clients = True
         self.sees_acknowledgements = True
+        self.hears_late = False
         self._reachable = asyncio.Event()
         self._reachable.set()
         self._clients: dict[str, MemoryClient] = {}

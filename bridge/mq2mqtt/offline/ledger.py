@@ -23,20 +23,22 @@ class Ledger:
         self.total = 0
         self._flying: dict[int, str] = {}
         self._flying_of: Counter[str] = Counter()
-        self._writing: set[int] = set()
+        self._writing: dict[int, str] = {}
+        self._writing_of: Counter[str] = Counter()
         self._left: set[int] = set()
         self._reads: dict[int, None] = {}
         self._ticket = 0
         # Ids whose rows are deleted, with the last read begun before that; bounded by what reads that long.
         self._deleted: deque[tuple[int, int]] = deque()  # bounded, see above
 
-    def write(self, message_id: int) -> None:
-        """A message is being written."""
-        self._writing.add(message_id)
+    def write(self, message_id: int, client_id: str) -> None:
+        """A message is being written, or waits for that."""
+        self._writing[message_id] = client_id
+        self._writing_of[client_id] += 1
 
     def written(self, message_id: int) -> None:
         """It is, or never will be; in the first case `add` follows."""
-        self._writing.discard(message_id)
+        _take(self._writing_of, self._writing.pop(message_id))
 
     def add(self, client_id: str, count: int = 1) -> None:
         """So many more messages are kept for the client."""
@@ -47,10 +49,13 @@ class Ledger:
         """Return how many messages of the client wait."""
         return self.counts.get(client_id, _NOTHING) - self._flying_of.get(client_id, _NOTHING)
 
-    @property
-    def flying(self) -> int:
-        """How many messages fly."""
-        return len(self._flying)
+    def knows(self, client_id: str) -> bool:
+        """Whether any message of the client is kept, or being written."""
+        return client_id in self.counts or client_id in self._writing_of
+
+    def has_under_way(self, client_id: str) -> bool:
+        """Whether any message of the client flies, or is being written: a read may bring none that wait, or not yet."""
+        return client_id in self._flying_of or client_id in self._writing_of
 
     def waits(self, message_id: int) -> bool:
         """Whether a row that was read is of a message that waits."""

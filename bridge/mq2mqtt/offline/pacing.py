@@ -3,13 +3,16 @@
 import heapq
 from typing import Final
 
-__all__ = ["BATCH_MESSAGES", "BATCH_SECONDS", "Pacer"]
+__all__ = ["BATCH_MESSAGES", "BATCH_SECONDS", "Pacer", "Turns"]
 
 BATCH_MESSAGES: Final = 30
 """Of one client at once (spec 7)."""
 
 BATCH_SECONDS: Final = 5.0
 """From the beginning of one batch to that of the next."""
+
+
+_PATIENCE: Final = 3
 
 
 class Pacer:
@@ -61,3 +64,42 @@ class Pacer:
     def _drop_void(self) -> None:
         while self._heap and self._due_at.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
+
+
+class Turns:
+    """After which message each client's next batch begins.
+
+    Messages that a client never acknowledges, as one that is too long for it, would keep away those behind them: after
+    `_PATIENCE` batches of which it acknowledged nothing, the next ones come, and these again when all had their turn.
+    """
+
+    def __init__(self) -> None:
+        self._after: dict[str, int] = {}
+        self._in_vain: dict[str, int] = {}
+
+    def after(self, client_id: str) -> int:
+        """Return the id of the message that the next batch begins behind; -1 for the oldest one."""
+        return self._after.get(client_id, -1)
+
+    def ended(self, client_id: str, *, last_id: int, acknowledged: bool) -> None:
+        """A batch with this last message has ended; some of it was acknowledged, or nothing."""
+        in_vain = 0 if acknowledged else self._in_vain.pop(client_id, 0) + 1
+        if in_vain >= _PATIENCE:
+            self._after[client_id] = last_id
+        elif in_vain:
+            self._in_vain[client_id] = in_vain
+        else:
+            self._in_vain.pop(client_id, None)
+
+    def left(self, client_id: str, *, last_id: int) -> None:
+        """The client has gone, and it is not known whether it has got the batch with this last message.
+
+        One that is never there for long would get the same batch each time, and none of those behind it.
+        """
+        self.begin_anew(client_id)
+        self._after[client_id] = last_id
+
+    def begin_anew(self, client_id: str) -> None:
+        """All had their turn, or the client has gone."""
+        self._after.pop(client_id, None)
+        self._in_vain.pop(client_id, None)

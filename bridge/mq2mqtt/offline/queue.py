@@ -60,7 +60,7 @@ class OfflineQueue:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be kept at the moment."""
+        """Why nothing can be kept, or brought out again, at the moment."""
         return None if self._store is None else self._store.problem
 
     def count(self, client_id: str) -> int:

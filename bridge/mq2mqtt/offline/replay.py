@@ -11,10 +11,10 @@ from loguru import logger
 
 from mq2mqtt import expiry
 from mq2mqtt.errors import StoreError
-from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome
-from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer
+from mq2mqtt.host import LATE_SECONDS, Delivery, DropReason, MqttHost, Outcome
+from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer, Turns
 from mq2mqtt.offline.shelf import Shelf, message_of
-from mq2mqtt.store import StoredMessage
+from mq2mqtt.store import MessageKind, StoredMessage
 from mq2mqtt.telemetry import Ending
 
 __all__ = ["AWAY", "Replay"]
@@ -25,7 +25,18 @@ AWAY: Final = frozenset((DropReason.NOT_PERSISTENT, DropReason.SLOW_DEVICE, Drop
 CONFIRM_SECONDS: Final = 5.0
 """Where nobody sees a device's acknowledgement: for so long its connection has to last after a message."""
 
+_STANDSTILL_SECONDS = 1.0
+"""A loop that was so late, because the process was stopped or starved, may not have been told yet who has gone."""
+# Messages confirmed before devices get their turn: about 5 ms.
+_CONFIRMED_AT_ONCE = 200
+
 _READERS = 4
+# Of a batch, before others get their turn: each reader has one, and each message takes about 0.2 ms.
+_HANDED_AT_ONCE = 10
+_FULL_MESSAGES = 10_000
+_FULL_BYTES = 64 << 20
+"""So much of all clients is handed over at a time: where all come back at once, more would only wait in the host, and
+not be acknowledged in its time."""
 _RETRY_SECONDS = 1.0
 
 
@@ -45,12 +56,17 @@ class _Flight:
 
 
 class _Batch:
-    """Messages of one client that are handed over together; `flying` of them have not landed."""
+    """Messages of one client that are handed over together, up to the one with `last_id`.
 
-    __slots__ = ("flying",)
+    `flying` of them have not landed. `acknowledged`: some are, or are done with otherwise.
+    """
 
-    def __init__(self, flying: int) -> None:
+    __slots__ = ("acknowledged", "flying", "last_id")
+
+    def __init__(self, flying: int, last_id: int) -> None:
         self.flying = flying
+        self.last_id = last_id
+        self.acknowledged = False
 
 
 class Replay:
@@ -64,6 +80,7 @@ class Replay:
         self._shelf = shelf
         self._host = host
         self._pacer = Pacer()
+        self._turns = Turns()
         self._channels: dict[str, str] = {}
         # Of clients that gave their session up: the last message that can be of that session.
         self._given_up: dict[str, int] = {}
@@ -75,6 +92,9 @@ class Replay:
         self._confirm_from = 0.0
         self._wake = asyncio.Event()
         self._landed_one = asyncio.Event()
+        # What the host has said nothing about yet.
+        self._handed = 0
+        self._handed_bytes = 0
         self._finishing = False
 
     # -- who is there --
@@ -82,7 +102,10 @@ class Replay:
     def came(self, client_id: str, channel_id: str, *, clean_session: bool = False) -> None:
         """A client is connected. With `clean_session` it has given up what its session before missed."""
         self._channels[client_id] = channel_id
-        if clean_session and self._shelf.ledger.waiting(client_id):
+        if not self._shelf.ledger.knows(client_id):
+            self._given_up.pop(client_id, None)
+            self._turns.begin_anew(client_id)
+        elif clean_session:
             self._given_up[client_id] = self._shelf.last_id
         self.news(client_id)
 
@@ -91,9 +114,15 @@ class Replay:
         if self._channels.get(client_id) == channel_id:
             del self._channels[client_id]
             self._pacer.forget(client_id)
+        had = -1
         for flight in list(self._unconfirmed_of.get(client_id, {}).values()):
             if flight.channel_id == channel_id:
+                had = max(had, -1 if flight.batch is None else flight.message.id)
                 self._back(flight)
+        if had >= 0:
+            self._turns.left(client_id, last_id=had)
+        elif client_id not in self._channels:
+            self._turns.begin_anew(client_id)
 
     def news(self, client_id: str) -> None:
         """Something may wait for this client."""
@@ -114,7 +143,7 @@ class Replay:
 
     async def _serve(self) -> None:
         while True:
-            client_id = None if self._finishing else self._pacer.take_due(time.monotonic())
+            client_id = None if self._rests else self._pacer.take_due(time.monotonic())
             if client_id is None:
                 await self._pause()
             elif client_id not in self._busy:
@@ -138,6 +167,8 @@ class Replay:
         self._busy.discard(client_id)
         if client_id in self._channels:
             self._pacer.retry(client_id, time.monotonic(), delay=_RETRY_SECONDS)
+        else:
+            self._pacer.forget(client_id)
 
     def _end_batch(self, client_id: str) -> None:
         self._busy.discard(client_id)
@@ -145,9 +176,13 @@ class Replay:
             self._pacer.forget(client_id)
         self.news(client_id)
 
+    @property
+    def _rests(self) -> bool:
+        return self._finishing or self._handed >= _FULL_MESSAGES or self._handed_bytes >= _FULL_BYTES
+
     async def _pause(self) -> None:
         self._wake.clear()
-        at = None if self._finishing else self._pacer.next_at
+        at = None if self._rests else self._pacer.next_at
         try:
             async with asyncio.timeout(None if at is None else max(0.0, at - time.monotonic())):
                 await self._wake.wait()
@@ -160,23 +195,53 @@ class Replay:
         channel_id = self._channels.get(client_id)
         if channel_id is None:
             return False
-        if client_id in self._given_up:
-            await self._shelf.end_session(client_id, upto=self._given_up[client_id])
-            self._given_up.pop(client_id, None)
-        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        if (upto := self._given_up.get(client_id)) is not None:
+            finds_all = not self._shelf.ledger.has_under_way(client_id)
+            await self._shelf.end_session(client_id, upto=upto)
+            if finds_all and self._given_up.get(client_id) == upto:
+                del self._given_up[client_id]
+        messages = await self._next(client_id)
         if self._finishing or self._channels.get(client_id) != channel_id:
             return False
-        batch = _Batch(1)
-        for message in messages:
-            if expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
-                self._shelf.ledger.fly(message.id, client_id)
+        if len(messages) < BATCH_MESSAGES:
+            self._turns.begin_anew(client_id)
+        if not messages:
+            return False
+        batch = _Batch(1, messages[0].id)
+        await self._hand_all(messages, batch, client_id=client_id, channel_id=channel_id)
+        # Some may have landed by now, with others still to come.
+        self._one_landed(client_id, batch)
+        return batch.flying > 0
+
+    async def _hand_all(self, messages: list[StoredMessage], batch: _Batch, *, client_id: str, channel_id: str) -> None:
+        given_up = self._given_up.get(client_id, -1)
+        for number, message in enumerate(messages, 1):
+            batch.last_id = message.id
+            if not self._shelf.ledger.waits(message.id):
+                pass  # it has left meanwhile
+            elif message.kind is MessageKind.SESSION and message.id <= given_up:
+                self._shelf.leave(message, Ending.DROPPED, reason=DropReason.SESSION_ENDED)
+            elif expiry.is_over(message.expires_ms, time.time_ns() // 1_000_000):
                 self._shelf.leave(message, Ending.EXPIRED)
             else:
                 batch.flying += 1
                 self._fly(_Flight(message, channel_id, batch, None))
-        # Some may have landed by now, with others still to come.
+            if number % _HANDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+                if self._finishing or self._channels.get(client_id) != channel_id:
+                    return
+
+    async def _next(self, client_id: str) -> list[StoredMessage]:
+        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
+        if not messages and self._turns.after(client_id) >= 0:
+            self._turns.begin_anew(client_id)
+            messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        return messages
+
+    def _one_landed(self, client_id: str, batch: _Batch) -> None:
         batch.flying -= 1
-        return batch.flying > 0
+        if not batch.flying:
+            self._turns.ended(client_id, last_id=batch.last_id, acknowledged=batch.acknowledged)
 
     # -- messages --
 
@@ -194,12 +259,19 @@ class Replay:
     def _fly(self, flight: _Flight) -> None:
         message = flight.message
         self._shelf.ledger.fly(message.id, message.client_id)
+        self._handed += 1
+        self._handed_bytes += len(message.payload)
         now_ms = time.time_ns() // 1_000_000
         self._host.deliver(
             message.client_id, message_of(message, now_ms), partial(self._settled, flight), handed=_nothing
         )
 
     def _settled(self, flight: _Flight, delivery: Delivery) -> None:
+        rested = self._rests
+        self._handed -= 1
+        self._handed_bytes -= len(flight.message.payload)
+        if rested:
+            self._wake.set()
         if delivery.outcome is Outcome.DELIVERED:
             if flight.told is not None:
                 flight.told(delivery)
@@ -222,29 +294,41 @@ class Replay:
         at = asyncio.get_running_loop().time() + CONFIRM_SECONDS
         self._unconfirmed.append((at, flight))
         self._unconfirmed_of.setdefault(flight.message.client_id, {})[flight.message.id] = flight
+        self._landed_one.set()
         if self._confirming is None:
-            self._confirming = asyncio.get_running_loop().call_at(at, self._confirm)
+            self._confirm_at(at)
 
-    def _confirm(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _confirm_at(self, at: float) -> None:
+        self._confirming = asyncio.get_running_loop().call_at(at, self._confirm, at)
+
+    def _confirm(self, due: float) -> None:
+        now = asyncio.get_running_loop().time()
         self._confirming = None
-        if self._unconfirmed and self._host.problem is not None:
-            # Which connections have ended is told when the broker is there again.
-            self._confirm_from = loop.time() + CONFIRM_SECONDS
-            self._confirming = loop.call_later(CONFIRM_SECONDS / 5, self._confirm)
+        stood_still = now - due > _STANDSTILL_SECONDS
+        if self._unconfirmed and (stood_still or self._host.problem is not None):
+            # Which connections have ended is told when the broker is there again, or this process.
+            self._confirm_from = now + CONFIRM_SECONDS
+            self._confirm_at(now + CONFIRM_SECONDS / 5)
             return
-        while self._unconfirmed:
+        # It may have ended, and nobody has said so yet.
+        late = LATE_SECONDS if self._host.hears_late else 0.0
+        for _ in range(_CONFIRMED_AT_ONCE):
+            if not self._unconfirmed:
+                return
             at, flight = self._unconfirmed[0]
-            at = max(at, self._confirm_from)
-            if not flight.landed and at > loop.time():
-                self._confirming = loop.call_at(at, self._confirm)
+            at = max(at, self._confirm_from) + late
+            if not flight.landed and at > now:
+                self._confirm_at(min(at, now + CONFIRM_SECONDS))
                 return
             self._unconfirmed.popleft()
             if not flight.landed:
                 self._leave(flight, Ending.DELIVERED)
+        self._confirm_at(now)
 
     def _leave(self, flight: _Flight, ending: Ending, *, reason: DropReason | None = None) -> None:
         self._shelf.leave(flight.message, ending, reason=reason)
+        if flight.batch is not None:
+            flight.batch.acknowledged = True
         self._land(flight)
 
     def _back(self, flight: _Flight) -> None:
@@ -263,7 +347,7 @@ class Replay:
             if not unconfirmed:
                 del self._unconfirmed_of[client_id]
         if batch is not None:
-            batch.flying -= 1
+            self._one_landed(client_id, batch)
             if not batch.flying:
                 self._end_batch(client_id)
         else:
@@ -279,7 +363,7 @@ class Replay:
 
     async def landed(self) -> None:
         """Return when the hosts have said what became of everything that they were handed."""
-        while self._shelf.ledger.flying > sum(map(len, self._unconfirmed_of.values())):
+        while self._handed:
             self._landed_one.clear()
             await self._landed_one.wait()
 

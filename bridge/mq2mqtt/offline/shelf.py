@@ -116,6 +116,7 @@ class Shelf:
             properties,
             receipt,
         )
+        self.ledger.write(stored.id, client_id)
         # None overtakes those that were refused.
         if self._refused or not self._write(stored, kept):
             self._write_later(stored, kept)
@@ -129,19 +130,19 @@ class Shelf:
         future = self.store.add(message)
         if future.done() and _is_refused(future):
             return False
-        self.ledger.write(message.id)
         future.add_done_callback(partial(self._written, message, kept))
         return True
 
     def _written(self, message: StoredMessage, kept: Kept, future: asyncio.Future[None]) -> None:
-        self.ledger.written(message.id)
         error = None if future.cancelled() else future.exception()
         if error is None and not future.cancelled():
+            self.ledger.written(message.id)
             self.ledger.add(message.client_id)
             self._telemetry.offline.stored()
             kept(message)
             self.on_kept(message.client_id)
         elif isinstance(error, UnstorableError):
+            self.ledger.written(message.id)
             logger.error("rule {}: a message for {} cannot be kept: {}", message.rule, message.client_id, error)
             kept(error)
         elif not self._closed:
@@ -172,22 +173,24 @@ class Shelf:
 
     # -- out --
 
-    async def oldest(self, client_id: str, limit: int) -> list[StoredMessage]:
+    async def oldest(self, client_id: str, limit: int, *, after: int = -1) -> list[StoredMessage]:
         """Return the client's oldest messages that wait, at most `limit`; nothing else may happen before they fly.
+
+        Those with higher ids than `after`.
 
         Raises:
             StoreError: the store cannot be read now.
         """
-        return await self._waiting(partial(self.store.oldest, client_id), limit)
+        return await self._waiting(partial(self.store.oldest, client_id), limit, after)
 
     async def oldest_overall(self, limit: int) -> list[StoredMessage]:
         """Return the oldest messages that wait, of whatever client; see `oldest`."""
-        return await self._waiting(self.store.oldest_overall, limit)
+        return await self._waiting(self.store.oldest_overall, limit, -1)
 
-    async def _waiting(self, read: _Read, limit: int) -> list[StoredMessage]:
+    async def _waiting(self, read: _Read, limit: int, after: int) -> list[StoredMessage]:
         """Return the first messages that wait: in pages, because thousands may be under way before them."""
         found: list[StoredMessage] = []
-        after, size = -1, limit
+        size = limit
         ticket = self.ledger.begin_read()
         try:
             while True:

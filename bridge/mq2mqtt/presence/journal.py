@@ -113,14 +113,14 @@ class Journal:
         data = encode_record(record)
         try:
             _write(self._descriptor, data, self.path)
+            self._records += 1
+            self._written += 1
+            self._write_anew(data)
         except OSError as error:
             # What stands there may be half a record, and nothing may follow it.
             self._give_up()
             self._let_go()
             raise LaneError(f"cannot write {self.path}: {error.strerror}") from error
-        self._records += 1
-        self._written += 1
-        self._write_anew(data)
         if self._commit is not None:
             self._syncing.soon()
 
@@ -139,7 +139,11 @@ class Journal:
     # -- the new one beside the old one --
 
     def _write_anew(self, data: bytes) -> None:
-        """Go on with the new journal; begin it where that is worth it. `data` is what was just written to this one."""
+        """Go on with the new journal; begin it where that is worth it. `data` is what was just written to this one.
+
+        Raises:
+            OSError: this one is gone, and the new one did not take its place.
+        """
         try:
             if self._anew is None:
                 if self._records < _SURELY_WORTH or self._records < _TIMES_THE_STATE * self.state.size:
@@ -151,12 +155,16 @@ class Journal:
                 self._switch(descriptor)
         except OSError as error:
             logger.warning("{}: cannot be written anew yet: {}", self.path, error.strerror)
-            self._give_up()
+            is_gone = not os.fstat(self._descriptor).st_nlink
+            # A start takes the new one where the old one is gone.
+            self._give_up(discard=not is_gone)
             self._records = 0
+            if is_gone:
+                raise
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, discard: bool = True) -> None:
         if self._anew is not None:
-            self._anew.discard()
+            self._anew.give_up(discard=discard)
             self._anew = None
 
     def close(self) -> None:
@@ -198,11 +206,12 @@ class _Anew:
         if sync:
             sync_directory(journal.parent)
 
-    def discard(self) -> None:
-        """Give it up."""
+    def give_up(self, *, discard: bool) -> None:
+        """Go on with it no more."""
         os.close(self.descriptor)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if discard:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
 
 def _write(descriptor: int, data: bytes, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from types import MappingProxyType
 
 from loguru import logger
@@ -25,6 +24,7 @@ GoneListener = Callable[[Connection, int, str], None]
 CONFLICT = "clientId conflict"
 RESTARTED = "broker restarted"
 _UNKNOWN = "unknown"
+_FAILED = "unexpected error while telling of a client, going on"
 
 
 class Presence:
@@ -99,7 +99,10 @@ class Presence:
         self._write(Came(connection, event.source))
         self._tell_rule(event.client_id)
         for came in self._came:
-            _guarded(partial(came, connection))
+            try:
+                came(connection)
+            except Exception:  # noqa: BLE001 - see `_tell_gone`
+                logger.exception(_FAILED)
 
     def _end(self, connection: Connection, event: ClientEvent, reason: str) -> None:
         self._write(Went(connection.client_id, event.time_ms, event.source))
@@ -108,7 +111,10 @@ class Presence:
 
     def _tell_gone(self, connection: Connection, time_ms: int, reason: str) -> None:
         for gone in self._gone:
-            _guarded(partial(gone, connection, time_ms, reason))
+            try:
+                gone(connection, time_ms, reason)
+            except Exception:  # noqa: BLE001 - one listener's bug stops neither the others nor the host
+                logger.exception(_FAILED)
 
     def _write(self, record: Record) -> bool:
         """Write a record and take it in; return whether it is written. The table is right in any case."""
@@ -204,11 +210,3 @@ class Presence:
             self.detach(rule_id)
         if self._journal is not None:
             self._journal.close()
-
-
-def _guarded(tell: Callable[[], None]) -> None:
-    """Let one listener's bug neither stop the others nor the host that brings the event."""
-    try:
-        tell()
-    except Exception:  # noqa: BLE001 - see above
-        logger.exception("unexpected error while telling of a client, going on")

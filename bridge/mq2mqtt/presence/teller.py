@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from mq2mqtt.errors import LaneError
+from mq2mqtt.errors import FrameTooLargeError, LaneError
 from mq2mqtt.host import DropReason
 from mq2mqtt.message import ClientEvent, ClientEventType
 from mq2mqtt.presence.state import Announced, Connection, Kept, Record, RuleState, State, Told, Untold
@@ -47,7 +47,7 @@ class Teller:
         self._syncing = Syncing(lane.durable)
         self._refuses = False
         self._later: asyncio.Handle | None = None
-        # Bounded by the number of clients. A plain dict looks for its first key behind all that were taken out.
+        # Bounded by who is connected or announced. A plain dict looks for its first key behind all that were taken out.
         self.owed: OrderedDict[str, None] = OrderedDict()
         lane.on_space = self.try_again
 
@@ -59,11 +59,13 @@ class Teller:
 
     def changed(self, client_id: str) -> None:
         """A client came or went."""
-        if self._try_to_settle(client_id):
+        is_settled = self._try_to_settle(client_id)
+        if not is_settled:
+            self._telemetry.dropped(DropReason.LANE_FULL)
+        if is_settled or not (client_id in self._state.connections or client_id in self._rule.announced):
             self.owed.pop(client_id, None)
         else:
             self.owed[client_id] = None
-            self._telemetry.dropped(DropReason.LANE_FULL)
 
     def said_goodbye(self, connection: Connection, time_ms: int) -> None:
         """A client said DISCONNECT."""
@@ -107,6 +109,10 @@ class Teller:
         frame = Frame(FrameKind.EVENT, 0, time.time_ns() // 1000, connection.client_id, "", b"", body)
         try:
             self._lane.append(encode(frame))
+        except FrameTooLargeError:
+            # It never fits. Taken for told, because nobody behind it would be told of.
+            self._telemetry.dropped(DropReason.TOO_LARGE)
+            return
         except LaneError as error:
             self._write(Untold(self._rule_id))
             self._refuse(str(error))

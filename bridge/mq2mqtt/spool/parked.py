@@ -128,7 +128,7 @@ class ParkedStore:
             How many of the oldest messages were dropped for it: `max_messages`, or an eighth of `max_bytes`.
 
         Raises:
-            LaneFullError: the disk refuses.
+            LaneError: the disk refuses.
             ValueError: the key is empty or too long for a file name.
         """
         name = _name(key)
@@ -141,16 +141,16 @@ class ParkedStore:
         self._write(key, record)
         self._sizes.pop(name, None)
         self._replay_sizes.pop(_replay_name(key), None)
-        dropped = self._make_room(len(record))
-        self._sizes[name] = len(record)
-        self._changed_ns = self._directory.stat().st_mtime_ns
+        with map_errors(self._directory, "park in"):
+            dropped = self._make_room(len(record))
+            self._sizes[name] = len(record)
+            self._changed_ns = self._directory.stat().st_mtime_ns
         return dropped
 
     def _make_room(self, size: int) -> int:
         """Drop the oldest messages until another one, of `size` bytes, is within the bounds; return how many."""
-        messages = len(self._sizes) + len(self._replay_sizes)
+        messages, dropped = len(self._sizes) + len(self._replay_sizes), 0
         used = sum(self._sizes.values()) + sum(self._replay_sizes.values()) + size
-        dropped = 0
         while self._sizes and (messages >= self._max_messages or used > self._max_bytes):
             oldest = next(iter(self._sizes))
             used -= self._sizes.pop(oldest)
@@ -163,7 +163,7 @@ class ParkedStore:
         return dropped
 
     def replays(self) -> list[str]:
-        """Return the keys of the messages that are to be replayed, in order: the first `MAX_REPLAYS` of them.
+        """Return the keys of the messages to be replayed, by offset for each queue: the first `MAX_REPLAYS` of them.
 
         Raises:
             LaneError: the directory cannot be read.
@@ -173,8 +173,8 @@ class ParkedStore:
                 names = os.listdir(self._directory)  # noqa: PTH208 - half the time
             except FileNotFoundError:
                 return []
-        found = sorted(name for name in names if name.endswith(_REPLAY_SUFFIX))
-        return sorted(map(_key, found[:MAX_REPLAYS]))
+        found = sorted((name for name in names if name.endswith(_REPLAY_SUFFIX)), key=lambda name: (len(name), name))
+        return [_key(name) for name in found[:MAX_REPLAYS]]
 
     def read_replay(self, key: str) -> ParkedMessage | None:
         """Read a message that is to be replayed; `None` if it is not any more.

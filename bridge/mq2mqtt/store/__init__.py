@@ -160,7 +160,7 @@ class Store(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why nothing can be written at the moment; `None` when the last attempt was good."""
+        """Why nothing can be written or read at the moment; `None` when the last attempt was good."""
 
     async def close(self, *, seconds: float = 3.0) -> None:
         """Write what waits, for `seconds` at most, and close; what is not written by then fails. Idempotent."""

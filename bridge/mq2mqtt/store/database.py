@@ -56,6 +56,8 @@ class Database:
         self._power = power
         self._lock: int | None = None
         self._reading = asyncio.Semaphore(_READERS)
+        self.read_problem: str | None = None
+        """Why the last read failed; `None` when it did not."""
         self.dialect = self._url.get_backend_name()
         self.place = self._url.render_as_string(hide_password=True)
         """The URL, for people."""
@@ -165,10 +167,15 @@ class Database:
         """
         # Not the pool's queue: to get there takes a tenth of a millisecond, and a thousand clients may return at once.
         async with self._reading:
-            with _translating():
-                async with self._reader.connect() as connection:
-                    rows: Sequence[Any] = (await connection.execute(statement, values)).all()
-                    return rows
+            try:
+                with _translating():
+                    async with self._reader.connect() as connection:
+                        rows: Sequence[Any] = (await connection.execute(statement, values)).all()
+            except StoreError as error:
+                self.read_problem = str(error)
+                raise
+            self.read_problem = None
+            return rows
 
     async def close(self) -> None:
         """End all connections. Idempotent."""

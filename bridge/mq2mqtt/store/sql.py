@@ -36,7 +36,7 @@ class SqlStore:
     @property
     def problem(self) -> str | None:
         """See the protocol."""
-        return self._writer.problem
+        return self._writer.problem or self._database.read_problem
 
     async def close(self, *, seconds: float = 3.0) -> None:
         """See the protocol."""

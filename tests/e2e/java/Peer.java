@@ -53,8 +53,9 @@ public class Peer {
         DefaultMQProducer producer = new DefaultMQProducer("java_peer_producer");
         producer.setNamesrvAddr(args[1]);
         producer.setVipChannelEnabled(false);
-        // 3 s by default, which a small machine under load exceeds.
+        // 3 s each by default, which a small machine under load exceeds.
         producer.setSendMsgTimeout(30_000);
+        producer.setMqClientApiTimeout(30_000);
         producer.start();
         for (int i = 0; i < count; i++) {
             StringBuilder body = new StringBuilder("java-" + i + "-");
@@ -83,6 +84,7 @@ public class Peer {
         consumer.setNamesrvAddr(args[1]);
         consumer.setInstanceName("peer" + ProcessHandle.current().pid());
         consumer.setVipChannelEnabled(false);
+        consumer.setMqClientApiTimeout(30_000);
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setPersistConsumerOffsetInterval(1000);
         consumer.subscribe(topic, args[4]);

@@ -11,6 +11,7 @@ from amqtt.plugins.base import BaseAuthPlugin, BasePlugin, BaseTopicPlugin
 ACL = "tests.unit.amqtt.plugins.SlowAcl"
 LISTENER = "tests.unit.amqtt.plugins.Listener"
 GATE = "tests.unit.amqtt.plugins.Gate"
+TOPIC_GATE = "tests.unit.amqtt.plugins.TopicGate"
 OPEN, WRONG, CRASH = "open", "wrong", "crash"
 
 
@@ -69,3 +70,21 @@ class Gate(BaseAuthPlugin):
             raise RuntimeError("the user database is gone")
         session.attributes["gate"] = session.username
         return bool(session.password == OPEN)
+
+
+class TopicGate(BaseTopicPlugin):
+    """Permits everything, but what `holds` says only once `opened` is set; `asked` tells that somebody waits."""
+
+    holds: Action
+    opened: asyncio.Event
+    asked: asyncio.Event
+
+    @dataclass
+    class Config:
+        pass
+
+    async def topic_filtering(self, *, session: Any = None, topic: Any = None, action: Any = None) -> bool:  # noqa: ARG002
+        if action is self.holds:
+            self.asked.set()
+            await self.opened.wait()
+        return True

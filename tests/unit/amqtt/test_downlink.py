@@ -4,8 +4,10 @@ import asyncio
 import time
 
 import pytest
+from amqtt.session import Session
 
 from mq2mqtt.host import DELIVERY_TIMEOUT
+from mq2mqtt_amqtt import outbox
 from mq2mqtt_amqtt.outbox import STUCK_UNSETTLED, WINDOW
 from mq2mqtt_amqtt.wire import BUFFER_HIGH
 from tests.mqtt_client import PUBACK, PUBCOMP, PUBREC, PUBREL, Client, ack_packet, publish_packet
@@ -209,6 +211,53 @@ async def test_a_silent_device_is_settled_after_5_s_and_its_identifier_stays_tak
     assert await third.outcome() == DELIVERED
     assert [len(receipt.deliveries) for receipt in receipts] == [1, 1]
     assert not session.inflight_out
+
+
+async def test_messages_that_a_device_leaves_out_do_not_use_up_its_window(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "DELIVERY_TIMEOUT", 0.5)
+    monkeypatch.setattr(outbox, "MAX_LEFT_OUT", WINDOW)
+    device = await world.client("dev", acknowledge=False)
+    # Too long for it, say: it never answers them, and goes on.
+    left_out = [world.deliver("dev", "into/p2p/dev", b"long", qos=1 + n % 2) for n in range(WINDOW)]
+    assert {await receipt.outcome() for receipt in left_out} == {SLOW}
+    await device.wait_messages(WINDOW)
+    for number in range(WINDOW, WINDOW + 3):
+        receipt = world.deliver("dev", "into/p2p/dev", b"short")
+        await device.wait_messages(number + 1)
+        assert device.messages[-1].packet_id not in {m.packet_id for m in device.messages[:-1]}
+        device.send(ack_packet(PUBACK, device.messages[-1].packet_id))
+        assert await receipt.outcome() == DELIVERED
+    # Their identifiers stay taken: it may answer yet.
+    for message in device.messages[:WINDOW]:
+        if message.qos == 1:
+            device.send(ack_packet(PUBACK, message.packet_id))
+        else:
+            device.send(ack_packet(PUBREC, message.packet_id))
+            await device.wait_packet(PUBREL, message.packet_id)
+            device.send(ack_packet(PUBCOMP, message.packet_id))
+    await device.ping()
+    assert not world.broker.sessions["dev"][0].inflight_out
+    assert [len(receipt.deliveries) for receipt in left_out] == [1] * WINDOW
+
+
+async def test_a_device_that_leaves_out_too_many_messages_is_disconnected(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "DELIVERY_TIMEOUT", 0.3)
+    monkeypatch.setattr(outbox, "MAX_LEFT_OUT", 3)
+    monkeypatch.setattr(outbox, "WINDOW", 50)
+    device = await world.client("dev", acknowledge=False)
+    for _ in range(4):
+        receipt = world.deliver("dev", "into/p2p/dev", b"long")
+        assert await receipt.outcome() == SLOW
+    receipt = world.deliver("dev", "into/p2p/dev", b"short")
+    await device.wait_messages(5)
+    device.send(ack_packet(PUBACK, device.messages[-1].packet_id))
+    assert await receipt.outcome() == DELIVERED
+    await device.wait_closed()
+    assert not world.broker.sessions.get("dev", (Session(), None))[0].inflight_out
 
 
 async def test_a_cut_connection_settles_and_nothing_is_sent_again(world: World) -> None:

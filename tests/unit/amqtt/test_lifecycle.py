@@ -1,12 +1,17 @@
 """Clients come and go: on a real broker, with a raw client."""
 
 import asyncio
+import contextlib
 import re
+import socket
+import ssl
 import time
+from pathlib import Path
 
 import pytest
 
 from mq2mqtt_amqtt import lifecycle
+from tests.certificates import Authority
 from tests.mqtt_client import CONNACK, PUBLISH, Client, connect_packet
 from tests.unit.amqtt.conftest import StartWorld
 from tests.unit.amqtt.plugins import ACL, CRASH, GATE, OPEN, WRONG
@@ -295,6 +300,24 @@ async def test_shutdown_ends_everybody_first(world: World) -> None:
     late.send(connect_packet("late"))
     await late.wait_closed()
     assert not late.packets
+
+
+async def test_stopping_does_not_wait_for_who_says_nothing_not_even_goodbye(
+    start_world: StartWorld, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    world = await start_world(tls=authority.issue("broker"))
+    context = ssl.create_default_context(cafile=str(authority.ca))
+
+    def connect() -> ssl.SSLSocket:
+        return context.wrap_socket(socket.create_connection(("127.0.0.1", world.port)), server_hostname="127.0.0.1")
+
+    with contextlib.ExitStack() as sockets:
+        for _ in range(3):
+            sockets.enter_context(await asyncio.to_thread(connect))
+        await until(lambda: world.open_connections == 3)
+        # TLS would wait 30 s for each.
+        await asyncio.wait_for(world.host.close(), 10)
 
 
 async def test_a_second_connect_closes(world: World) -> None:

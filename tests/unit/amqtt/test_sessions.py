@@ -1,6 +1,8 @@
 """Subscriptions of persistent sessions outlive the broker: on real brokers, with a raw client and SQLite."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 from loguru import logger
 
 from mq2mqtt.errors import StoreError, UnstorableError
+from mq2mqtt.host import Delivery, Outcome, Settled
+from mq2mqtt.message import MqttMessage
 from mq2mqtt.store import Subscription
 from mq2mqtt.store.sql import SqlStore
 from tests.mqtt_client import CONNACK, SUBACK, UNSUBACK, Client, connect_packet, subscribe_packet, unsubscribe_packet
@@ -144,6 +148,80 @@ async def test_a_stopping_broker_forgets_nothing(start_world: StartWorld) -> Non
     await world.client("dev", clean=False)
     await world.stop()
     assert not store.calls
+
+
+async def test_a_message_is_kept_for_many_sessions_some_at_a_time(start_world: StartWorld) -> None:
+    names = [f"dev-{number:03}" for number in range(500)]
+    world = await start_world(subscriptions=SlowStore(*(Subscription(name, "into/#", 1) for name in names)))
+    first, second = world.publish("into/a"), world.publish("into/a")
+    assert len(first.missed) == 200
+    # A session that ends before its turn misses nothing any more.
+    await world.broker._delete_session("dev-499")  # noqa: SLF001
+    assert len(first.missed) == 200
+    await world.host.available()
+    assert [name for name, _ in first.missed] == [name for name, _ in second.missed] == names[:-1]
+    for receipt in (first, second):
+        assert await receipt.outcome() == QUEUED
+
+
+async def test_a_message_that_cannot_be_kept_does_not_stop_those_behind_it(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(*(Subscription(name, "into/#", 1) for name in ("a", "b"))))
+    told: list[Delivery] = []
+
+    def fail_for_a(client_id: str, _qos: int, settled: Settled) -> None:
+        if client_id == "a":
+            raise RuntimeError("a bug")
+        settled(Delivery(Outcome.QUEUED))
+
+    world.host.publish(MqttMessage("into/a", b"x", 1), told.append, handed=lambda: None, missed=fail_for_a)
+    await world.host.available()
+    assert told == [Delivery(Outcome.QUEUED)]
+    assert await world.publish("into/a").outcome() == QUEUED
+
+
+async def test_a_restored_session_takes_little_memory_and_misses_what_devices_publish(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(Subscription("dev", "plain/#", 1)))
+    session = world.broker.sessions["dev"][0]
+    assert not [name for name, value in vars(session).items() if isinstance(value, asyncio.Queue)]
+    other = await world.client("other")
+    await other.publish("plain/a", b"missed", qos=1)
+    back = await world.client("dev", clean=False)
+    assert [message.payload for message in await back.wait_messages(1)] == [b"missed"]
+    await back.publish("plain/a", b"own", qos=1)
+    await back.wait_messages(2)
+    assert world.broker.sessions["dev"][0] is session
+    session.clear_queues()
+    assert session.retained_messages.empty()
+
+
+async def test_a_restored_session_leaves_no_memory_behind(start_world: StartWorld) -> None:
+    world = await start_world(subscriptions=SlowStore(Subscription("dev", "into/#", 1)))
+    session = weakref.ref(world.broker.sessions["dev"][0])
+    assert session() is not None
+    # Nobody looks for cycles among what was restored.
+    gc.disable()
+    try:
+        await world.broker._delete_session("dev")  # noqa: SLF001
+        assert session() is None
+    finally:
+        gc.enable()
+
+
+async def test_what_is_subscribed_to_while_the_broker_stops_is_saved_or_not_acknowledged(
+    start_world: StartWorld,
+) -> None:
+    store = SlowStore()
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    # Those that have not said a word are closed first, and devices go on meanwhile.
+    silent = [await Client.open(world.port) for _ in range(3)]
+    world.clients += silent
+    await until(lambda: world.open_connections == 4)
+    device.send(subscribe_packet(1, ("into/#", 1)))
+    await world.host.close()
+    await device.wait_closed()
+    assert store.calls in ([], [("save", "dev", "into/#", 1)])
+    assert not device.packets
 
 
 async def test_what_is_saved_already_is_not_written_again(start_world: StartWorld) -> None:

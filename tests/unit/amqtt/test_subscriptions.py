@@ -4,6 +4,7 @@
 import asyncio
 
 from amqtt.broker import Broker
+from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +43,8 @@ async def _compare(changes: list[tuple[str, int, str, int]], topics: list[str]) 
     broker = Broker({"plugins": {}})
     subscriptions = Subscriptions(broker)
     sessions = [_session(number) for number in range(3)]
+    for session in sessions:
+        broker.sessions[session.client_id or ""] = session, BrokerProtocolHandler(broker.plugins_manager)
     granted: dict[tuple[str, str | None], int] = {}
     for change, number, topic_filter, qos in changes:
         session = sessions[number]
@@ -60,6 +63,12 @@ async def _compare(changes: list[tuple[str, int, str, int]], topics: list[str]) 
                 if broker._matches(topic, known):
                     expected[client_id] = max(level, expected.get(client_id, 0))
             assert {s.session.client_id: s.qos for s in subscriptions.of(topic)} == expected
+            each = sorted(level for (known, _), level in granted.items() if broker._matches(topic, known))
+            assert sorted(qos for _, qos in subscriptions.matching(topic)) == each
+        for one in sessions:
+            own = {known for known, client_id in granted if client_id == one.client_id}
+            assert set(subscriptions.filters_of(one.client_id or "")) == own
+        assert broker.subscriptions.keys() == {known for known, _ in granted}
 
 
 async def test_a_restored_subscription_is_seen() -> None:

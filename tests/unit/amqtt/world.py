@@ -11,6 +11,7 @@ from mq2mqtt.message import ClientEvent, MqttMessage
 from mq2mqtt.store import SubscriptionStore
 from mq2mqtt.topics import p2p_address
 from mq2mqtt_amqtt.host import AmqttHost
+from tests.certificates import Certificate
 from tests.mqtt_client import SECONDS, Client
 
 AUTH = "mq2mqtt_amqtt.AuthPlugin"
@@ -108,12 +109,15 @@ class World:
         *,
         plugins: dict[str, Any] | None = None,
         listener: str = "tcp",
+        tls: Certificate | None = None,
         subscriptions: SubscriptionStore | None = None,
         **config: Any,  # noqa: ANN401 - amqtt's
     ) -> "World":
         chosen = {AUTH: {"allow_anonymous": True}} if plugins is None else plugins
-        listeners = {"default": {"type": listener, "bind": "127.0.0.1:0"}}
-        world = cls(Broker({"listeners": listeners, "plugins": chosen, **config}))
+        default: dict[str, Any] = {"type": listener, "bind": "127.0.0.1:0"}
+        if tls is not None:
+            default |= {"ssl": True, "certfile": str(tls.certificate), "keyfile": str(tls.key)}
+        world = cls(Broker({"listeners": {"default": default}, "plugins": chosen, **config}))
         await world.broker.start()
         if subscriptions is not None:
             await world.host.restore(subscriptions)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mq2mqtt.host import CLIENT_EVENTS
 from mq2mqtt.message import ClientEvent
 from mq2mqtt.presence import Connection, Journal, Presence
 from mq2mqtt.settings import Settings
@@ -85,6 +86,27 @@ async def test_a_lane_is_told_while_it_is_full(hosts: Hosts, broker: Mosquitto) 
     reader.close()
     lane.close()
     await device.drop()
+
+
+async def test_it_is_told_that_client_events_cannot_be_read(hosts: Hosts, broker: Mosquitto) -> None:
+    await hosts.start("a")
+    assert hosts.host.problem_of(CLIENT_EVENTS) is None
+    await hosts.host.stop()
+    device = await Client.connect(broker.port, "device")
+    (segment,) = (hosts.spool / CLIENT_EVENTS).glob("*.seg")
+    sound = segment.read_bytes()
+    with segment.open("r+b") as file:
+        file.seek(-20, 2)
+        file.write(b"?")
+    other = await Client.connect(broker.port, "other")
+    await hosts.start("a")
+    await until(lambda: str(segment) in (hosts.host.problem_of(CLIENT_EVENTS) or ""))
+    assert hosts.host.hears_late
+    with segment.open("r+b") as file:
+        file.write(sound)
+    await until(lambda: not hosts.host.hears_late)
+    for client in (device, other):
+        await client.drop()
 
 
 async def test_news_comes_when_a_lane_is_begun(hosts: Hosts) -> None:

@@ -18,7 +18,10 @@ def wrong(path: Path) -> list[str]:
 
 @pytest.fixture
 def conf(tmp_path: Path) -> Path:
-    return Path(shutil.copy(DEPLOYED, tmp_path / "mosquitto.conf"))
+    """Return what is deployed, with what Debian's own file has."""
+    path = Path(shutil.copy(DEPLOYED, tmp_path / "mosquitto.conf"))
+    path.write_text(f"{path.read_text()}\npersistence true\n\n")
+    return path
 
 
 def test_what_is_deployed_is_right(conf: Path) -> None:
@@ -32,6 +35,8 @@ def test_what_is_deployed_is_right(conf: Path) -> None:
         ("max_queued_messages 1000000", "", "max_queued_messages is 1000: "),
         ("max_queued_messages 1000000", "max_queued_messages 0", "max_queued_messages is 0: "),
         ("max_queued_bytes 67108864", "", "max_queued_bytes is not set"),
+        ("persistence true", "", "persistence is false"),
+        ("autosave_interval 300", "autosave_interval 0", "autosave_interval is 0"),
         ("per_listener_settings false", "per_listener_settings true", "per_listener_settings is true"),
         ("plugin_opt_spool /var/spool/mq2mqtt", "plugin_opt_spool /elsewhere", "plugin_opt_spool is /elsewhere"),
         ("plugin /usr/lib/mq2mqtt/mq2mqtt_hook.so", "plugin /usr/lib/other.so", "no line `plugin .../mq2mqtt_hook.so`"),

@@ -1,10 +1,13 @@
 """The offline queue: who gets what, when, and how often; on a host that sees acknowledgements unless said."""
 
 import asyncio
+import time
+from itertools import pairwise
 
 import pytest
 
 from mq2mqtt.host import Delivery, DropReason, Outcome
+from mq2mqtt.host.memory import MemoryClient
 from mq2mqtt.message import MqttMessage, MqttProperties
 from mq2mqtt.offline import pacing, replay
 from tests.unit.offline.memory_store import MemoryStore
@@ -14,6 +17,10 @@ QUEUED = [Delivery(Outcome.QUEUED)]
 DELIVERED = [Delivery(Outcome.DELIVERED)]
 NOT_KEPT = [Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT)]
 NUMBERED = [b"%d" % number for number in range(70)]
+
+
+async def received(client: MemoryClient, expected: list[bytes]) -> None:
+    await until(lambda: payloads(client) == expected)
 
 
 @pytest.fixture
@@ -101,6 +108,34 @@ async def test_thirty_at_once_then_thirty_each_pace_oldest_first() -> None:
         assert world.count("delivered") == 70
 
 
+@pytest.mark.usefixtures("short_pace")
+async def test_messages_that_are_never_acknowledged_let_those_behind_them_pass() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED)
+        client = world.connect("a", acknowledges=False)
+        for times in (1, 2, 3):
+            await received(client, NUMBERED[:30] * times)
+            world.host.time_out("a")
+        client.acknowledges = True
+        await until(lambda: world.kept == [])
+        assert payloads(client)[90:] == NUMBERED[30:] + NUMBERED[:30]
+
+
+@pytest.mark.usefixtures("short_pace")
+async def test_who_acknowledges_nothing_gets_the_oldest_again_when_all_had_their_turn_and_on_return() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED[:40])
+        client = world.connect("a", acknowledges=False)
+        for batch in (*[NUMBERED[:30]] * 3, NUMBERED[30:40], NUMBERED[:30]):
+            await received(client, batch)
+            client.received.clear()
+            world.host.time_out("a")
+        world.host.disconnect("a")
+        again = world.connect("a")
+        await until(lambda: world.kept == [])
+        assert payloads(again) == NUMBERED[:40]
+
+
 async def test_the_pace_is_that_of_the_specification() -> None:
     assert (pacing.BATCH_MESSAGES, pacing.BATCH_SECONDS) == (30, 5.0)
 
@@ -152,6 +187,36 @@ async def test_there_is_one_batch_at_a_time() -> None:
         assert len(client.received) == 30
         client.unsettled[29](Delivery(Outcome.DELIVERED))
         await until(lambda: len(client.received) == 60)
+
+
+@pytest.mark.parametrize("limit", [("_FULL_MESSAGES", 6), ("_FULL_BYTES", 6)])
+async def test_where_too_much_is_handed_over_others_have_to_wait_for_their_batch(
+    limit: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, *limit)
+    monkeypatch.setattr(replay, "_READERS", 1)
+    async with World() as world:
+        for client_id in ("a", "b", "c"):
+            await world.keep(client_id, *NUMBERED[:4])
+        first, second, third = [world.connect(client_id, acknowledges=False) for client_id in ("a", "b", "c")]
+        await until(lambda: payloads(first) == payloads(second) == NUMBERED[:4])
+        await settle()
+        assert payloads(third) == []
+        world.host.time_out("a")
+        await received(third, NUMBERED[:4])
+
+
+async def test_a_client_that_goes_in_the_middle_of_a_batch_gets_no_more_of_it() -> None:
+    async with World() as world:
+        await world.keep("a", *NUMBERED[:30])
+        client = world.connect("a")
+        while not client.received:
+            await asyncio.sleep(0)
+        world.host.disconnect("a")
+        assert len(payloads(client)) < 30
+        await settle()
+        assert world.kept == NUMBERED[len(payloads(client)) : 30]
+        await received(world.connect("a"), world.kept)
 
 
 async def test_on_the_next_connection_the_batch_comes_again_at_once() -> None:
@@ -292,6 +357,45 @@ async def test_a_clean_session_ends_what_the_session_before_missed_and_no_p2p() 
         await until(lambda: payloads(client) == [b"p2p", b"new"])
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+async def test_a_clean_session_ends_also_what_is_just_being_written(kept: int) -> None:
+    async with World() as world:
+        outcomes: list[Delivery] = []
+        news = MqttMessage("devices/news", b"x", 1)
+        for _ in range(kept):
+            world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        await until(lambda: len(outcomes) == kept)
+        world.store.held = True
+        world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        client = world.connect("a", clean=True)
+        await settle()
+        world.store.held = False
+        world.store.commit()
+        await until(lambda: world.count("dropped") == kept + 1)
+        await until(lambda: world.kept == [])
+        assert (payloads(client), outcomes) == ([], QUEUED * (kept + 1))
+        world.host.disconnect("a")
+        world.queue.missed("a", news, outcomes.append, rule_id=RULE)
+        client = world.connect("a")
+        await until(lambda: payloads(client) == [b"x"])
+
+
+async def test_a_clean_session_ends_what_comes_back_from_the_connection_before() -> None:
+    async with World() as world:
+        outcomes: list[Delivery] = []
+        for payload in (b"1", b"2"):
+            world.queue.missed("a", MqttMessage("devices/news", payload, 1), outcomes.append, rule_id=RULE)
+        await until(lambda: len(outcomes) == 2)
+        client = world.connect("a", acknowledges=False)
+        await settle()
+        under_way, client.unsettled = client.unsettled, []
+        client = world.connect("a", clean=True)
+        for settled in under_way:
+            settled(Delivery(Outcome.DROPPED, DropReason.DISCONNECTED))
+        await until(lambda: world.kept == [])
+        assert (payloads(client), world.count("dropped")) == ([], 2)
+
+
 class TestExpiry:
     async def test_what_is_over_when_it_comes_is_not_delivered(self) -> None:
         async with World() as world:
@@ -369,6 +473,43 @@ class TestQuotas:
             await until(lambda: world.kept == [b"4", b"5", b"6"])
             assert world.count("evicted") == 3
             assert (Outcome.EXPIRED, "r", "b", "devices/p2p/b") in world.receipts
+
+    @pytest.mark.parametrize(("total", "left"), [(1000, {"b": 20, "c": 20}), (25, {"b": 0})])
+    async def test_a_client_that_is_over_its_quota_all_the_time_holds_up_no_other_and_not_the_total(
+        self, total: int, left: dict[str, int]
+    ) -> None:
+        async with World(per_client=20, total=total) as world:
+
+            async def flood() -> None:
+                while True:
+                    world.hand("a", b"x")
+                    await asyncio.sleep(0)
+
+            flooding = asyncio.create_task(flood(), name="flooding")
+            await until(lambda: world.count("evicted") > 100)
+            for payload in NUMBERED[:30]:
+                for client_id in left:
+                    world.hand(client_id, payload)
+            await until(lambda: {client_id: world.queue.count(client_id) for client_id in left} == left)
+            assert not flooding.done()
+            flooding.cancel()
+            await asyncio.wait([flooding])
+
+    @pytest.mark.parametrize(("per_client", "total"), [(3, 10), (10, 3)])
+    async def test_a_quota_that_was_lowered_holds_from_the_start(self, per_client: int, total: int) -> None:
+        store = MemoryStore()
+        async with World(store) as world:
+            await world.keep("a", *NUMBERED[:5])
+        async with World(store, per_client=per_client, total=total) as world:
+            await until(lambda: world.kept == NUMBERED[2:5])
+
+    async def test_what_is_too_many_while_the_store_cannot_be_read_goes_later(self) -> None:
+        async with World(per_client=2) as world:
+            world.store.problem = "away"
+            await world.keep("a", *NUMBERED[:4])
+            await asyncio.sleep(0.1)
+            world.store.problem = None
+            await until(lambda: world.kept == NUMBERED[2:4])
 
     async def test_what_is_under_way_is_passed_over_page_by_page(self) -> None:
         async with World(sees_acknowledgements=False, total=205) as world:
@@ -451,6 +592,18 @@ class TestUnseenAcknowledgements:
             assert world.count("delivered") == 1
 
     @pytest.mark.usefixtures("short_confirmation")
+    async def test_where_ends_are_told_late_a_connection_has_to_last_longer(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            world.host.hears_late = True
+            await asyncio.sleep(0.5)
+            assert world.kept == [b"x"]
+            world.host.hears_late = False
+            await until(lambda: world.kept == [])
+
+    @pytest.mark.usefixtures("short_confirmation")
     async def test_a_broker_that_is_away_confirms_nothing(self) -> None:
         async with World(sees_acknowledgements=False) as world:
             world.connect("a")
@@ -476,6 +629,52 @@ class TestUnseenAcknowledgements:
             world.host.come_back()
             await until(lambda: world.kept == [])
             assert payloads(client) == [b"x"]
+
+    @pytest.mark.usefixtures("short_pace")
+    async def test_a_device_that_is_never_there_for_long_gets_all_in_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            await world.keep("a", *NUMBERED)
+            for expected in (NUMBERED[:30], NUMBERED[30:60], NUMBERED[60:], NUMBERED[:30]):
+                client = world.connect("a")
+                await until(lambda client=client: client.received)  # type: ignore[misc]
+                await settle()
+                assert payloads(client) == expected
+                world.host.disconnect("a")
+            monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.2)
+            client = world.connect("a")
+            await until(lambda: world.kept == [])
+            assert payloads(client) == [*NUMBERED[30:], *NUMBERED[:30]]
+
+    @pytest.mark.usefixtures("short_confirmation")
+    async def test_a_process_that_stood_still_first_hears_who_has_gone(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            world.connect("a")
+            outcome = world.hand("a", b"x")
+            await until(lambda: outcome == DELIVERED)
+            time.sleep(1.3)  # noqa: ASYNC251 - as SIGSTOP does
+            await asyncio.sleep(0.01)
+            world.host.disconnect("a")
+            client = world.connect("a")
+            await until(lambda: payloads(client) == [b"x"])
+            await until(lambda: world.kept == [])
+
+    async def test_thousands_are_confirmed_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(replay, "CONFIRM_SECONDS", 1)
+        async with World(sees_acknowledgements=False) as world:
+            world.host.go_away("does not answer")
+            world.store.room = 3000
+            for number in range(3000):
+                world.connect(f"c{number}")
+                world.hand(f"c{number}", b"x")
+            await until(lambda: len(world.store.rows) == 3000)
+            world.host.come_back()
+            left: list[int] = []
+            while world.telemetry.offline.messages:
+                await asyncio.sleep(0)
+                left.append(world.telemetry.offline.messages)
+            assert max(before - after for before, after in pairwise([3000, *left])) <= 200
 
     @pytest.mark.usefixtures("short_confirmation", "short_pace")
     async def test_batches_wait_for_their_confirmation(self) -> None:
@@ -514,3 +713,16 @@ class TestEnd:
             await settle()
             assert payloads(other) == []
             assert world.kept == [b"2"]
+
+    async def test_what_the_broker_has_is_not_waited_for_until_it_is_confirmed(self) -> None:
+        async with World(sees_acknowledgements=False) as world:
+            client = world.connect("a", acknowledges=False)
+            world.hand("a", b"x")
+            await until(lambda: len(client.unsettled) == 1)
+            finishing = asyncio.ensure_future(world.queue.finish())
+            await settle()
+            assert not finishing.done()
+            client.unsettled.pop()(Delivery(Outcome.DELIVERED))
+            await settle()
+            assert finishing.done()
+            assert world.kept == [b"x"]

@@ -8,10 +8,12 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from loguru import logger
@@ -57,6 +59,8 @@ class PresenceOverCrashes(RuleBasedStateMachine):
         self.channels = 0
         self.told: list[dict[str, Any]] = []
         """What RocketMQ has, in order."""
+        self.crashes_again: int | None = None
+        """After how many changes the start that follows a crash is killed."""
         self.presence: Presence | None = None
 
     @initialize(lives_on=st.booleans())
@@ -110,6 +114,8 @@ class PresenceOverCrashes(RuleBasedStateMachine):
         except Crash:
             self.presence = None
             self.disk.kill()
+            self.disk.crash_after(self.crashes_again)
+            self.crashes_again = None
             self.surviving(self.open)
 
     # -- what happens --
@@ -183,9 +189,10 @@ class PresenceOverCrashes(RuleBasedStateMachine):
         self.rule = self.rule.model_copy(update={"target": f"t{self.targets}"})
         self.surviving(lambda: presence.apply(RuleSet([self.rule])))
 
-    @rule(point=crash_points, part=parts)
-    def will_be_killed(self, point: int, part: float) -> None:
+    @rule(point=crash_points, part=parts, again=st.none() | crash_points)
+    def will_be_killed(self, point: int, part: float, again: int | None) -> None:
         self.disk.crash_after(point, part=part)
+        self.crashes_again = again
 
     @rule()
     def is_killed(self) -> None:
@@ -255,3 +262,16 @@ class PresenceOverCrashes(RuleBasedStateMachine):
 
 TestPresenceOverCrashes = PresenceOverCrashes.TestCase
 TestPresenceOverCrashes.settings = searching(examples=60, steps=40)
+
+
+@pytest.mark.parametrize("lives_on", [False, True])
+def test_killed_at_every_step_and_again_at_every_step_of_the_start(*, lives_on: bool) -> None:
+    """What the journal says of the last event must outlive a start that is killed too."""
+    # Neither has more steps.
+    for point, again in product(range(16), range(24)):
+        states = PresenceOverCrashes()
+        states.begin(lives_on=lives_on)
+        states.will_be_killed(point=point, part=0.5, again=again)
+        states.connects(client_id=CLIENTS[0])
+        states.takes_over(client_id=CLIENTS[0])
+        states.teardown()

@@ -1,6 +1,7 @@
 """The journal's file: what a start finds in it, what happens when it cannot be written, and how it stays short."""
 
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,37 @@ async def test_while_it_cannot_be_written_nothing_is_told_and_then_the_differenc
     again = Journal(tmp_path / ".presence")
     assert set(again.state.connections) == {"GID_dev@@@b"}
     assert set(again.state.rules["presence"].announced) == {"GID_dev@@@b"}
+    again.close()
+
+
+async def test_a_new_journal_that_cannot_take_its_place_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.presence.journal._SURELY_WORTH", 10)
+    journal = Journal(tmp_path / ".presence")
+    status = Status(tmp_path, journal)
+    status.presence.take(event(ClientEventType.CONNECT))
+
+    def refuse(*_: object) -> Path:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        for number in range(20):
+            for kind in (ClientEventType.CONNECT, ClientEventType.TCPCLEAN):
+                status.presence.take(event(kind, "GID_dev@@@b", f"b{number}"))
+        assert "cannot be written" in str(status.telemetry.reason)
+        at_this_point = shutil.copytree(tmp_path / ".presence", tmp_path / "copy")
+    killed = Journal(at_this_point)
+    assert A in killed.state.connections
+    assert A in killed.state.rules["presence"].announced
+    killed.close()
+    status.presence.watch()
+    assert "cannot be written" not in str(status.telemetry.reason)
+    status.presence.take(event(ClientEventType.CONNECT, "GID_dev@@@c"))
+    status.close()
+    again = Journal(tmp_path / ".presence")
+    assert set(again.state.connections) == set(again.state.rules["presence"].announced) == {A, "GID_dev@@@c"}
     again.close()
 
 

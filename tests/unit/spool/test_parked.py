@@ -158,6 +158,18 @@ def test_a_full_disk_refuses(tmp_path: Path) -> None:
         list_parked(tmp_path)
 
 
+def test_where_no_room_can_be_made_it_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ParkedStore(tmp_path, max_bytes=1 << 20, max_messages=1)
+    store.append(FRAME, key="1", reason="")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, os.strerror(1))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(LaneError, match="cannot park in"):
+        store.append(FRAME, key="2", reason="")
+
+
 def test_a_leftover_of_an_interrupted_write_is_not_a_message(tmp_path: Path) -> None:
     store_in(tmp_path).append(FRAME, key="0", reason="")
     (tmp_path / "parked/1.parked.tmp").write_bytes(b"half")
@@ -200,7 +212,7 @@ def test_what_is_to_be_replayed_is_told_by_key_and_gone_when_it_has_arrived(tmp_
         assert ask_replay(tmp_path, key)
         # Asking twice is asking once.
         assert ask_replay(tmp_path, key)
-    assert store.replays() == sorted(ODD_KEYS[1:])
+    assert sorted(store.replays()) == sorted(ODD_KEYS[1:])
     assert {message.key: message.replaying for message in list_parked(tmp_path)} == {
         key: key != ODD_KEYS[0] for key in ODD_KEYS
     }

@@ -116,6 +116,18 @@ async def test_a_full_disk_is_waited_for(tmp_path: Path, lines: list[str]) -> No
     assert len(lines) == 2
 
 
+async def test_what_cannot_be_read_shows_as_a_problem_until_it_can(path: Path, store: SqlStore) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("ALTER TABLE offline RENAME TO away")
+    with pytest.raises(StoreError):
+        await store.offline.oldest("c", limit=1)
+    assert store.problem == "store: no such table: offline"
+    with sqlite3.connect(path) as other:
+        other.execute("ALTER TABLE away RENAME TO offline")
+    assert await store.offline.oldest("c", limit=1) == []
+    assert store.problem is None
+
+
 async def test_what_is_not_written_when_the_store_closes_has_failed(
     path: Path, store: SqlStore, lines: list[str]
 ) -> None:
