@@ -153,6 +153,12 @@ async def up(subscription: Subscription) -> Subscription:
     return subscription
 
 
+async def prepare(link: RocketLink, group: str) -> None:
+    """Make `group` as an administrator does for the link's driver."""
+    if (settings := _settings_of.get(link)) is not None:
+        await make_group(settings.driver, settings.namesrv, group)
+
+
 async def subscribe(
     link: RocketLink,
     topic: str,
@@ -163,8 +169,7 @@ async def subscribe(
 ) -> Subscription:
     """Join a group; on a topic that is new every driver begins with the first message, whatever it is told."""
     group = group or new_group()
-    if (settings := _settings_of.get(link)) is not None:
-        await make_group(settings.driver, settings.namesrv, group)
+    await prepare(link, group)
     return await link.subscribe(topic, group, tags=tags, start=start)
 
 
@@ -343,10 +348,10 @@ async def test_queues_are_sorted_and_the_probe_answers(link: RocketLink, topic: 
     await link.probe(topic)
 
 
-@needs("proves_writing", "proves_reading")
-async def test_what_may_be_written_and_read_is_learnt_without_doing_it(link: RocketLink, single: Queue) -> None:
+async def test_who_asks_what_may_be_written_and_read_does_neither(link: RocketLink, single: Queue) -> None:
     group = new_group()
     await link.send(single, numbered(single.topic, 1))
+    await prepare(link, group)
     await link.require_writing(single.topic)
     await link.require_reading(single.topic, group)
     for refused in (link.require_writing("no_such_topic"), link.require_reading("no_such_topic", group)):
@@ -354,8 +359,25 @@ async def test_what_may_be_written_and_read_is_learnt_without_doing_it(link: Roc
             await refused
     await link.send(single, numbered(single.topic, 1, first=1))
     # Neither a message nor an offset was stored: the group is born now.
-    subscription = await join(link, single.topic, group)
-    assert bodies(await receive(subscription, 2)) == [b"0", b"1"]
+    assert bodies(await take(await join(link, single.topic, group), 2)) == [b"0", b"1"]
+
+
+@pytest.mark.parametrize(
+    ("perm", "use"),
+    [
+        pytest.param(4, "writing", marks=needs("proves_writing")),
+        pytest.param(2, "reading", marks=needs("proves_reading")),
+    ],
+)
+async def test_what_may_not_be_done_is_learnt_before(
+    link: RocketLink, link_settings: RocketMQSettings, perm: int, use: str
+) -> None:
+    topic, group = f"half_{uuid.uuid4().hex[:12]}", new_group()
+    async with Client(namesrv=link_settings.namesrv, client_id="administrator") as administrator:
+        await administrator.create_topic(topic, perm=perm)
+    await prepare(link, group)
+    with pytest.raises(LinkError, match=topic):
+        await (link.require_writing(topic) if use == "writing" else link.require_reading(topic, group))
 
 
 async def test_an_unknown_topic_is_named_everywhere(link: RocketLink) -> None:
@@ -634,7 +656,7 @@ async def test_the_members_of_a_group_are_listed(links: Links, link: RocketLink,
             await asyncio.sleep(0.02)
 
 
-@needs("chooses_queue", "shares_groups")
+@needs("shares_groups")
 async def test_two_members_share_the_queues(links: Links, link: RocketLink, topic: str) -> None:
     group = new_group()
     queues = await link.queues(topic)
@@ -652,11 +674,16 @@ async def test_two_members_share_the_queues(links: Links, link: RocketLink, topi
             for message in batch:
                 subscription.settle(message)
 
+    def shared(number: int) -> bool:
+        """Whether both have got something of this round, and nothing came to both."""
+        shares = [bodies(messages).count(b"%d" % number) for messages in got.values()]
+        return all(shares) and sum(shares) == len(queues)
+
     tasks = [asyncio.create_task(consume(*item), name=item[0]) for item in (("one", one), ("two", two))]
     async with asyncio.timeout(_DEADLINE):
-        # Round after round, until both have had their queues; nothing may be missing at any time.
+        # Round after round, until both have their queues; nothing may be missing at any time.
         sent = 0
-        while {m.queue_id for m in got["one"][-2:]} & {m.queue_id for m in got["two"][-2:]} or not got["two"]:
+        while not sent or not shared(sent - 1):
             for queue in queues:
                 await link.send(queue, numbered(topic, 1, first=sent))
             sent += 1

@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from mq2mqtt.rocketmq.admin import require_success
 from mq2mqtt.rocketmq.client import Client
-from mq2mqtt.rocketmq.codes import RequestCode
-from mq2mqtt.rocketmq.errors import AnswerError
+from mq2mqtt.rocketmq.codes import RequestCode, ResponseCode
+from mq2mqtt.rocketmq.errors import AnswerError, NoPermission
 
 __all__ = ["require_reading", "require_writing"]
 
@@ -48,7 +48,7 @@ async def require_reading(client: Client, topic: str, group: str) -> None:
     A broker that creates groups by itself (`autoCreateSubscriptionGroup`) creates this one.
 
     Raises:
-        NoPermission: the key is wrong, or lacks a right to the topic or the group.
+        NoPermission: the key is wrong, or lacks a right to the topic or the group; or the topic has no readable queue.
         GroupNotFound: there is no such group, and the broker does not create it.
         RocketMQError: that cannot be learnt now, or there is another obstacle.
     """
@@ -71,6 +71,8 @@ async def require_reading(client: Client, topic: str, group: str) -> None:
             require_success(await client.call(address, RequestCode.PULL_MESSAGE, dict(fields)), address)
 
     route = await client.route(topic)
+    if not route.read_queues:
+        raise NoPermission(ResponseCode.NO_PERMISSION, f"topic {topic} has no readable queue", address="its route")
     masters = {address for queue in route.read_queues if (address := route.master(queue.broker))}
     await asyncio.gather(*map(ask, sorted(masters)))
 

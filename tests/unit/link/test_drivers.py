@@ -85,14 +85,35 @@ def test_a_driver_can_be_looked_at_where_its_package_is_missing(name: str) -> No
     assert callable(module.library)
 
 
-def needed_by_tests() -> Iterator[str]:
-    for node in ast.walk(ast.parse(CONTRACT.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "needs":
-            yield from (ast.literal_eval(argument) for argument in node.args)
+def needs_of_tests() -> Iterator[frozenset[str]]:
+    """What each test of the contract needs, or one set of its parameters."""
+    for function in ast.walk(ast.parse(CONTRACT.read_text())):
+        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        all_need: frozenset[str] = frozenset()
+        some_need: list[frozenset[str]] = []
+        for decorator in function.decorator_list:
+            for call in ast.walk(decorator):
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "needs":
+                    names = frozenset(ast.literal_eval(name) for name in call.args)
+                    if call is decorator:
+                        all_need |= names
+                    else:
+                        some_need.append(names)
+        yield all_need
+        yield from (all_need | names for names in some_need)
 
 
-def test_the_contract_of_links_skips_for_each_capability_and_for_nothing_else() -> None:
-    assert set(needed_by_tests()) == {capability.name for capability in capabilities()}
+@pytest.mark.parametrize("name", DRIVERS)
+def test_each_capability_that_a_driver_has_is_tested_and_for_each_that_it_lacks_a_test_is_skipped(name: str) -> None:
+    lacks = {capability.name for capability in DRIVERS[name].capabilities.missing}
+    needs = list(needs_of_tests())
+    assert {one for needed in needs for one in needed} == {capability.name for capability in capabilities()}
+    tested = {one for needed in needs if not needed & lacks for one in needed}
+    assert tested == {capability.name for capability in capabilities()} - lacks
+
+
+def test_the_contract_of_links_skips_for_nothing_else() -> None:
     assert "skip" not in {
         node.attr.removesuffix("if")
         for node in ast.walk(ast.parse(CONTRACT.read_text()))
