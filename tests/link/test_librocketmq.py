@@ -232,10 +232,20 @@ async def test_after_the_broker_was_killed_both_ways_go_on(
 
 _USE = """
 import asyncio, sys
+from mq2mqtt.errors import LinkError, NotConnectedError
 from mq2mqtt.link import ConsumeFrom
 from mq2mqtt.link.drivers import open_link
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.settings import RocketMQSettings
+
+async def send(link, queue, messages):
+    while True:
+        try:
+            return await link.send(queue, messages)
+        except NotConnectedError:
+            raise
+        except LinkError:
+            await asyncio.sleep(0.1)  # a broker may be busy
 
 async def use(times, close, topic, namesrv):
     for number in range(times):
@@ -244,7 +254,7 @@ async def use(times, close, topic, namesrv):
         subscription = await link.subscribe(topic, f"GID_use_{number}", tags="*", start=ConsumeFrom.EARLIEST)
         queues = await link.queues(topic)
         message = RocketMessage(topic, b"x", {"TAGS": "t"})
-        await asyncio.gather(anext(subscription), *(link.send(queue, [message]) for queue in queues))
+        await asyncio.gather(anext(subscription), *(send(link, queue, [message]) for queue in queues))
         if close:
             sends = [asyncio.ensure_future(link.send(queue, [message] * 500)) for queue in queues]
             await asyncio.sleep(0.01)
