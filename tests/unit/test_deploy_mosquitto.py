@@ -102,6 +102,12 @@ def test_users_and_directories_let_both_write_the_lanes(tmp_path: Path) -> None:
     assert (oct(spool.st_mode), spool.st_gid) == ("0o42770", int(number))
 
 
+def _has_ended(mosquitto: subprocess.Popen[bytes]) -> bool:
+    # It forgets a signal that comes between its last line in the log and the beginning of its loop.
+    mosquitto.terminate()
+    return mosquitto.poll() is not None
+
+
 def test_mosquitto_takes_the_configuration_and_complains_about_nothing(tmp_path: Path) -> None:
     hook, mosquitto, port = hook_library(), find_program("mosquitto"), free_port()
     assert mosquitto is not None
@@ -124,8 +130,8 @@ def test_mosquitto_takes_the_configuration_and_complains_about_nothing(tmp_path:
     try:
         wait_for(lambda: re.search(r"version \S+ running", log.read_text()), what=log.read_text)
     finally:
-        process.terminate()
-        assert process.wait(20) == 0
+        wait_for(lambda: _has_ended(process), what=log.read_text)
+    assert process.returncode == 0
     lines = [line for line in log.read_text().splitlines() if "should not be run as root" not in line]
     assert [line for line in lines if re.search("error|warning|deprecated", line, re.IGNORECASE)] == []
     assert any("hook: version" in line for line in lines)
