@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -22,14 +21,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def settings_in(driver: str, tmp_path: Path, say: Callable[[str], None]) -> Iterator[guarded.SettingsIn]:
+def settings_in(driver: str, guarded_servers: guarded.SettingsIn) -> guarded.SettingsIn:  # noqa: ARG001 - is skipped by it
     """See `guarded.SettingsIn`."""
+    return guarded_servers
+
+
+@pytest.fixture(scope="session")
+def guarded_servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, say: Callable[[str], None]
+) -> Iterator[guarded.SettingsIn]:
+    """See `guarded.SettingsIn`."""
+    driver = request.config.getoption("--driver")
+    known: dict[str, RocketMQSettings] = {}
     with ExitStack() as stack:
 
         async def start(kind: str) -> RocketMQSettings:
-            server, settings = await guarded.start(kind, driver, tmp_path, say)
-            stack.callback(server.kill)
-            return settings.model_copy(update={"driver": driver})
+            if kind not in known:
+                server, settings = await guarded.start(kind, driver, tmp_path_factory.mktemp(kind), say)
+                stack.callback(server.kill)
+                known[kind] = settings.model_copy(update={"driver": driver})
+            return known[kind]
 
         yield start
 

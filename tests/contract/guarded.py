@@ -1,5 +1,6 @@
 """A RocketMQ that takes TLS alone, or lets in only who has the key, and how a driver is told to reach it."""
 
+import asyncio
 import json
 import ssl
 from collections.abc import Awaitable, Callable
@@ -8,6 +9,8 @@ from typing import Any, Protocol
 
 import yaml
 
+from mq2mqtt.errors import LinkError
+from mq2mqtt.link.drivers import open_link
 from mq2mqtt.quickstart.cluster import OPEN, Access, create_ordered_group, create_topic
 from mq2mqtt.quickstart.proxy import Proxy
 from mq2mqtt.quickstart.rocketmq import RocketMQ
@@ -18,10 +21,11 @@ from tests.conftest import run_on_jvm
 __all__ = ["GROUP", "TOPIC", "SettingsIn", "start"]
 
 SettingsIn = Callable[[str], Awaitable[RocketMQSettings]]
-"""`await settings_in("tls")` or `("keys")`: starts such a RocketMQ, and returns how the driver reaches it."""
+"""`await settings_in("tls")` or `("keys")`: how the driver reaches such a RocketMQ, which tests share."""
 
 TOPIC = "guarded"
 GROUP = "GID_guarded"
+_WARM_SECONDS = 60.0
 _OPERATOR = Access("operator", "secret-of-the-operator")
 
 
@@ -37,7 +41,9 @@ async def start(
 ) -> tuple[Killable, RocketMQSettings]:
     """Start what `SettingsIn` says, for `driver`."""
     if driver == "grpc":
-        return await (_proxy_over_tls if kind == "tls" else _proxy_close_to_strangers)(directory, say)
+        server, settings = await (_proxy_over_tls if kind == "tls" else _proxy_close_to_strangers)(directory, say)
+        await _warm(settings)
+        return server, settings
     return await (_over_tls if kind == "tls" else _close_to_strangers)(directory, say)
 
 
@@ -75,6 +81,23 @@ async def _close_to_strangers(directory: Path, say: Callable[[str], None]) -> tu
     server = await _start(directory, say, _OPERATOR, version="4.9.7", broker_conf={"aclEnable": "true"})
     keys = {"access_key": _OPERATOR.access_key, "secret_key": _OPERATOR.secret_key}
     return server, RocketMQSettings.model_validate({"namesrv": server.namesrv, **keys})
+
+
+async def _warm(settings: RocketMQSettings) -> None:
+    """Wait until the proxy has answered in time: its first answers take seconds where other programs run."""
+    link = open_link(settings, client_id="warming")
+    await link.start()
+    try:
+        async with asyncio.timeout(_WARM_SECONDS):
+            while True:
+                try:
+                    await link.require_reading(TOPIC, GROUP)
+                except LinkError:
+                    await asyncio.sleep(0.2)
+                else:
+                    return
+    finally:
+        await link.close()
 
 
 class _BehindProxy:

@@ -603,7 +603,7 @@ async def carries(settings: RocketMQSettings, topic: str) -> None:
         queue, *_ = await link.queues(topic)
         await link.send(queue, numbered(topic, 1))
         subscription = await link.subscribe(topic, guarded.GROUP, tags="*", start=ConsumeFrom.EARLIEST)
-        assert bodies(await receive(subscription, 1)) == [b"0"]
+        assert bodies(await take(subscription, 1)) == [b"0"]
     finally:
         await link.close()
 

@@ -28,6 +28,8 @@ _CONF = {
     "topicRouteServiceCacheRefreshSeconds": 1,
     "topicConfigCacheRefreshSeconds": 1,
     "subscriptionGroupConfigCacheRefreshSeconds": 1,
+    # How long a client waits at least for messages, and so for its end; 5 s by default.
+    "grpcClientConsumerMinLongPollingTimeoutMillis": 1000,
     "enablePrintJstack": False,
 }
 

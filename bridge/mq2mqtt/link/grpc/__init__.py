@@ -2,7 +2,7 @@
 
 What it needs of RocketMQ beside that, for messages to stay in order:
 
-- Topics that are written are of type FIFO (or MIXED). The proxy chooses the queue; only messages with a message group
+- Topics that are written are of type FIFO. The proxy chooses the queue; only messages with a message group
   keep to one, so each queue of the link is one group (groups.py).
 - Consumer groups are ordered (`mqadmin updateSubGroup -o true`). A queue then gives its next messages once all of the
   last are acknowledged, 32 at most, and gives again from the first that was not.

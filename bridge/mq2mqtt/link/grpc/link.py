@@ -62,12 +62,14 @@ class GrpcLink(RocketLink):
     async def close(self) -> None:
         """End everything (RocketLink)."""
         self._closed = True
-        await asyncio.gather(*(subscription.close() for subscription in list(self._subscriptions.values())))
         await self._routes.close()
         self._answers.close()
         producer, self._producer = self._producer, None
+        ends = [subscription.close() for subscription in list(self._subscriptions.values())]
         if producer is not None:
-            await asyncio.to_thread(producer.shutdown)
+            ends.append(asyncio.to_thread(producer.shutdown))
+        # A proxy that hangs is waited for by all of them at once.
+        await asyncio.gather(*ends)
 
     async def queues(self, topic: str) -> tuple[Queue, ...]:
         """Return as many queues as `topic` has; each is a message group of its own (RocketLink)."""

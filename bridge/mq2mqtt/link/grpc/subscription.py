@@ -27,7 +27,7 @@ _CLOSE_SECONDS = 3.0
 _READY_BATCHES = 64
 
 # A broker that has nothing answers after 5 s; now and then at once, about messages of another tag.
-_HASTY_SECONDS = 1.0
+_HASTY_SECONDS = 0.5
 _HASTY_ANSWERS = 5
 _HASTY = (
     "the broker does not wait for messages, it answers that there are none: RocketMQ 5.3.3 does so with "
@@ -134,10 +134,11 @@ class GrpcSubscription(Subscription):
         self._settling.set()
 
     async def close(self) -> None:
-        """Leave the group; have it given at once what is not settled (Subscription)."""
+        """Leave the group; give back at once what is not settled (Subscription). Takes up to 5 s: the last poll."""
         if self._closing is None:
             self._closed = True
             self._arrived.set()
+            self._room.set()
             self._closing = self._task(self._leave(), "leave")
         await asyncio.shield(self._closing)
 
@@ -171,7 +172,7 @@ class GrpcSubscription(Subscription):
         """Receive from one broker; what goes wrong there is its trouble alone."""
         known = True
         hasty = 0
-        while True:
+        while not self._closed:
             started = self._loop.time()
             try:
                 if not known:
@@ -197,7 +198,7 @@ class GrpcSubscription(Subscription):
         for _, batch in groupby(fresh, key=lambda message: message.queue_id):
             self._batches.append(list(batch))
         self._arrived.set()
-        while len(self._batches) > _READY_BATCHES:
+        while len(self._batches) > _READY_BATCHES and not self._closed:
             self._room.clear()
             await self._room.wait()
 
@@ -271,19 +272,42 @@ class GrpcSubscription(Subscription):
 
     async def _leave(self) -> None:
         """Acknowledge what is settled, give back what is not, and leave."""
-        tasks = [*self._tasks, *self._polls.values()]
-        for task in tasks:
+        staying, *others = self._tasks
+        staying.cancel()
+        answered = await self._end_polls()
+        for task in others:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                while self._settled and await self._acknowledge_some():
-                    pass
-                await self._hide(list(self._out.values()), 0)
-        except (TimeoutError, BridgeError):
+        await asyncio.gather(staying, *others, return_exceptions=True)
+        if not (answered and await self._give_back()):
             logger.warning("consumer group {}: left without an answer, messages may come again", self._reader.group)
         self._out.clear()
         self._settled.clear()
         self._batches.clear()
         await self._reader.close()
         self._left()
+
+    async def _end_polls(self) -> bool:
+        """Wait for the last answer of each poll; return whether all have come.
+
+        What comes after a poll was cancelled would be hidden from everybody for 20 s.
+        """
+        polls = self._polls.values()
+        if not polls:
+            return True
+        _, waiting = await asyncio.wait(polls, timeout=client.POLL_AT_MOST_SECONDS + 0.5)
+        for poll in waiting:
+            poll.cancel()
+        await asyncio.gather(*polls, return_exceptions=True)
+        return not waiting
+
+    async def _give_back(self) -> bool:
+        """Acknowledge what is settled, let others have what is not; return whether that was taken."""
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                while self._settled:
+                    if not await self._acknowledge_some():
+                        return False
+                await self._hide(list(self._out.values()), 0)
+        except TimeoutError:
+            return False
+        return True
