@@ -405,7 +405,7 @@ def test_starting_and_stopping_leaves_nothing_behind(
         f"""
         settings = RocketMQSettings(driver="grpc", proxy="{rocketmq_proxy}")
         counts = []
-        for number in range(10):
+        for number in range(5):
             link = open_link(settings, client_id="one")
             await link.start()
             (queue,) = await link.queues("{topic}")
