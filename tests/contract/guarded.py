@@ -124,7 +124,9 @@ async def _proxy_over_tls(directory: Path, say: Callable[[str], None]) -> tuple[
         {"tlsTestModeEnable": False, "tlsKeyPath": str(theirs.key), "tlsCertPath": str(theirs.certificate)},
         properties={"tls.server.mode": "enforcing"},
     )
-    settings = RocketMQSettings(driver="grpc", proxy=proxy.address, tls=TlsSettings(ca_file=authority.ca))
+    settings = RocketMQSettings(
+        driver="grpc", namesrv=server.namesrv, proxy=proxy.address, tls=TlsSettings(ca_file=authority.ca)
+    )
     return _BehindProxy(server, proxy), settings
 
 
@@ -140,10 +142,12 @@ async def _proxy_close_to_strangers(
         "authenticationProvider": provider("authentication", "Authentication"),
     }
     # Where a broker of 5.3.3 authorizes, it gives nobody messages who comes by way of a proxy.
+    local = "org.apache.rocketmq.auth.{0}.provider.Local{1}MetadataProvider".format
     broker_conf = authentication | {
         "initAuthenticationUser": json.dumps({"username": key, "password": secret}),
-        "authenticationMetadataProvider": "org.apache.rocketmq.auth.authentication.provider."
-        "LocalAuthenticationMetadataProvider",
+        "authenticationMetadataProvider": local("authentication", "Authentication"),
+        # It keeps the rights that the proxy asks for.
+        "authorizationMetadataProvider": local("authorization", "Authorization"),
     }
     server = await _start(directory, say, _OPERATOR, broker_conf=broker_conf, message_type="FIFO")
     theirs = "org.apache.rocketmq.proxy.auth.Proxy{0}MetadataProvider".format
@@ -153,11 +157,14 @@ async def _proxy_close_to_strangers(
         "authorizationEnabled": "true",
         "authorizationProvider": provider("authorization", "Authorization"),
         "authorizationMetadataProvider": theirs("Authorization"),
+        # What it heard of rights it believes for 20 s by default.
+        "aclCacheRefreshSeconds": 1,
+        "userCacheRefreshSeconds": 1,
     }
     proxy = await _proxy(directory, server, conf, access=_OPERATOR)
     keys = {"access_key": key, "secret_key": secret}
     return _BehindProxy(server, proxy), RocketMQSettings.model_validate(
-        {"driver": "grpc", "proxy": proxy.address, **keys}
+        {"driver": "grpc", "namesrv": server.namesrv, "proxy": proxy.address, **keys}
     )
 
 

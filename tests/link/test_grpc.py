@@ -1,6 +1,7 @@
 """What the driver over gRPC does beside the contract: outages of the proxy, needs of topics and groups, its ends."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
+from pydantic import SecretStr
 
-from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
+from mq2mqtt.errors import LinkError, MessageRejectedError, NotAuthorizedError, NotConnectedError
 from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.drivers import DRIVERS, library, open_link
 from mq2mqtt.message import ReceivedMessage, RocketMessage
@@ -24,6 +27,7 @@ from mq2mqtt.rocketmq.codes import RequestCode
 from mq2mqtt.settings import RocketMQSettings
 from tests import waiting
 from tests.conftest import SharedRocketMQ, StartRocketMQ
+from tests.contract import guarded
 
 ROOT = Path(__file__).parents[2]
 _DEADLINE = 60.0
@@ -391,6 +395,57 @@ async def test_a_broker_that_is_away_or_refuses_is_told(
         await until(lambda: subscription.problem is None)
     finally:
         proxy.kill()
+
+
+async def test_the_documented_rights_are_enough_and_what_is_missing_is_named(
+    tmp_path: Path, say: Callable[[str], None]
+) -> None:
+    server, settings = await guarded.start("keys", "grpc", tmp_path, say)
+    link = open_link(
+        settings.model_copy(update={"access_key": "dev", "secret_key": SecretStr("of-dev")}), client_id="dev"
+    )
+    topic, group = f"Topic:{guarded.TOPIC}", f"Group:{guarded.GROUP}"
+    try:
+        await _ask_for(settings, 3001, {"username": "dev", "password": "of-dev", "userType": "Normal"})
+        await _grant(settings, (topic, "Pub"), (topic, "Sub"))
+        await link.start()
+        (queue,) = await link.queues(guarded.TOPIC)
+        await link.send(queue, numbered(guarded.TOPIC, [1]))
+        with pytest.raises(NotAuthorizedError, match=f"dev has no permission to access {group}"):
+            await link.require_reading(guarded.TOPIC, guarded.GROUP)
+        subscription = await link.subscribe(guarded.TOPIC, guarded.GROUP, tags="*", start=ConsumeFrom.LATEST)
+        await until(lambda: f"no permission to access {group}" in (subscription.problem or ""))
+
+        await _grant(settings, (topic, "Pub"), (topic, "Sub"), (group, "Sub"))
+
+        assert bodies(await receive(subscription, 1)) == [b"1"]
+        await subscription.close()
+        assert await link.topic_exists(guarded.TOPIC)
+    finally:
+        await link.close()
+        server.kill()
+
+
+async def _grant(settings: RocketMQSettings, *rights: tuple[str, str]) -> None:
+    entries = [
+        {"resource": resource, "actions": [action], "sourceIps": [], "decision": "Allow"} for resource, action in rights
+    ]
+    await _ask_for(settings, 3006, {"subject": "User:dev", "policies": [{"policyType": "Custom", "entries": entries}]})
+
+
+async def _ask_for(settings: RocketMQSettings, code: int, body: dict[str, Any]) -> None:
+    """Send a request of an operator: 3001 makes a user, 3006 gives rights (`mqadmin createUser`, `createAcl`)."""
+    assert settings.secret_key is not None
+    fields: dict[str, str] = {name: body[name] for name in ("username", "subject") if name in body}
+    async with Client(
+        namesrv=settings.namesrv,
+        client_id="operator",
+        access_key=settings.access_key,
+        secret_key=settings.secret_key.get_secret_value(),
+    ) as client:
+        for address in (await client.masters()).values():
+            answer = await client.call(address, code, fields, json.dumps(body).encode())
+            assert answer.code == 0, answer
 
 
 # Ends

@@ -42,6 +42,7 @@ __all__ = [
     "ask_route",
     "configuration",
     "outgoing",
+    "require_success",
     "to_route",
     "translate",
 ]
@@ -233,6 +234,13 @@ class LinkConsumer(SimpleConsumer):  # type: ignore[misc]  # has no types
         """
         self._rpc_channel_io_loop().call_soon_threadsafe(self.on_new_endpoints, queue.endpoints)
 
+    def beat(self, queue: Any) -> Future[Any]:  # noqa: ANN401
+        """Send a heartbeat; `require_success` reads the answer. Settings that are refused have none."""
+        answer: Future[Any] = self.rpc_client.heartbeat_async(
+            queue.endpoints, self._heartbeat_req(), metadata=self.sign(), timeout=REQUEST_SECONDS
+        )
+        return answer
+
     def take(self, queue: Any, *, hidden: int) -> Future[list[Incoming]]:  # noqa: ANN401
         """Receive what `queue`'s broker has, or has within some seconds; hide it from others for `hidden` seconds."""
         request = self._receive_req(self._topic, queue, RECEIVE_MESSAGES, False, hidden, _POLL_SECONDS)  # noqa: FBT003
@@ -285,6 +293,16 @@ class LinkConsumer(SimpleConsumer):  # type: ignore[misc]  # has no types
         return answer
 
 
+def require_success(response: Any) -> None:  # noqa: ANN401
+    """Read an answer that has nothing but its status.
+
+    Raises:
+        BridgeError: it is a refusal.
+    """
+    if response.status.code != Code.OK:
+        raise _for_code(response.status.code, response.status.message)
+
+
 def acknowledged(done: Sequence[Incoming], response: Any) -> list[tuple[Incoming, BridgeError]]:  # noqa: ANN401
     """Read the answer of `acknowledge`: return what it refuses, with the reason."""
     by_receipt = {one.receipt: one for one in done}
@@ -293,8 +311,8 @@ def acknowledged(done: Sequence[Incoming], response: Any) -> list[tuple[Incoming
         for entry in response.entries
         if entry.status.code != Code.OK
     ]
-    if not response.entries and response.status.code != Code.OK:
-        raise _for_code(response.status.code, response.status.message)
+    if not response.entries:
+        require_success(response)
     return refused
 
 
@@ -304,8 +322,7 @@ def hidden(one: Incoming, response: Any) -> None:  # noqa: ANN401
     Raises:
         BridgeError: it is refused.
     """
-    if response.status.code != Code.OK:
-        raise _for_code(response.status.code, response.status.message)
+    require_success(response)
     one.receipt = response.receipt_handle
 
 
@@ -327,8 +344,7 @@ def to_route(topic: str, response: Any) -> Route:  # noqa: ANN401
     Raises:
         BridgeError: there is no route.
     """
-    if response.status.code != Code.OK:
-        raise _for_code(response.status.code, response.status.message)
+    require_success(response)
     masters = [queue for queue in response.message_queues if queue.broker.id == 0]
     writable = [queue for queue in masters if queue.permission in {Permission.WRITE, Permission.READ_WRITE}]
     readable = [queue for queue in masters if queue.permission in {Permission.READ, Permission.READ_WRITE}]

@@ -106,6 +106,7 @@ class Reader:
             async with asyncio.timeout(_SETTINGS_SECONDS):
                 await answer
         except TimeoutError:
+            client.require_success(await self.answers.of(self.consumer.beat(queue)))
             raise LinkError("the proxy does not answer for the settings of the group") from None
         finally:
             self._settings.discard(answer)
