@@ -29,6 +29,8 @@ from tests import waiting
 from tests.conftest import SharedRocketMQ, StartRocketMQ
 from tests.contract import guarded
 
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
 ROOT = Path(__file__).parents[2]
 _DEADLINE = 60.0
 
