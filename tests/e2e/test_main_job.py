@@ -203,10 +203,10 @@ def test_a_message_that_cannot_be_is_parked_and_the_rest_flows(world: World) -> 
     assert world.bridge.metric("mq2mqtt_invalid_properties_total", rule="commands-in", property="qoslevel") >= 1
 
 
-def test_a_p2p_message_for_a_client_that_is_away_is_counted(world: World) -> None:
+def test_a_p2p_message_that_is_not_to_be_kept_for_a_client_that_is_away_is_counted(world: World) -> None:
     labels = {"rule": "commands-in", "reason": "not_persistent"}
     before = world.bridge.metric("mq2mqtt_dropped_total", **labels)
-    world.peer.send(world.into, b"nobody home", mqttSecondTopic="/p2p/away", cleansessionflag="false")
+    world.peer.send(world.into, b"nobody home", mqttSecondTopic="/p2p/away")
     wait_for(lambda: world.bridge.metric("mq2mqtt_dropped_total", **labels) == before + 1)
 
 
