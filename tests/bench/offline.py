@@ -196,7 +196,6 @@ async def _away_and_back(bench: Bench, host: Host) -> list[Measurement]:
     load = await Load.start("come_back", server, clients=clients, topic=_TOPIC, messages=count)
     back = await load.result()
     replayed = cpu_since(before, server, messages=count)
-    # On Mosquitto a message is forgotten when its connection has lived on for a while.
     await _until(lambda: server.bridge.metric("mq2mqtt_offline_messages") == 0)
     return [*kept, Measurement("replayed", back.rate, "msg/s"), *cpu_measurements(replayed, of=", replayed")]
 
