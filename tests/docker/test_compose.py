@@ -71,7 +71,7 @@ def test_prometheus_has_the_rules_of_the_bridge_and_the_alerts(stack: Stack) -> 
 
     wait_for(lambda: rules_up() == {"telemetry-out": 1, "commands-in": 1}, seconds=60, what=lambda: str(rules_up()))
     limits = stack.asked_of_prometheus("mq2mqtt_lane_limit_bytes")
-    assert [(labels["rule"], value) for labels, value in limits] == [("telemetry-out", 2**30)]
+    assert {labels["rule"]: value for labels, value in limits} == {".p2p": 2**30, "telemetry-out": 2**30}
     wait_for(
         lambda: {alert["health"] for alert in stack.alerts_of_prometheus().values()} == {"ok"},
         seconds=60,
