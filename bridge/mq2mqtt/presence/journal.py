@@ -19,7 +19,7 @@ from mq2mqtt.presence.records import decode_record, encode_record
 from mq2mqtt.presence.state import Record, State
 from mq2mqtt.presence.syncing import Syncing
 from mq2mqtt.spool.commit import GroupCommit
-from mq2mqtt.spool.files import make_directory, map_errors, open_file, replace_file, sync_directory
+from mq2mqtt.spool.files import NO_SPACE, make_directory, map_errors, open_file, replace_file, sync_directory
 from mq2mqtt.spool.frame import decode_frames
 from mq2mqtt.spool.machine import Machine
 
@@ -36,10 +36,11 @@ _AT_ONCE: Final = 16
 class Journal:
     """The journal in `directory`; `state` is what it says, `append` comes before what it appends is applied there.
 
-    With `power` what was written is synced soon after; without it, a loss of power may take the last records.
+    With `power` what was written is synced soon after; without it, a loss of power may take the last records. Where the
+    disk is full at the start, `problem` says so, and `rewrite` has to come before the first `append`.
 
     Raises:
-        LaneError: the file cannot be read or written.
+        LaneError: the file cannot be read, or never written.
     """
 
     def __init__(self, directory: Path, *, power: bool = False, machine: Machine | None = None) -> None:
@@ -58,7 +59,16 @@ class Journal:
         self._read()
         # No number is given out twice, whatever was lost: they rise more slowly than the clock.
         self.state.seq = max(self.state.seq, now_us)
-        self.rewrite()
+        self.problem = self._begin()
+
+    def _begin(self) -> str | None:
+        try:
+            self.rewrite()
+        except LaneError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_SPACE):
+                raise
+            return str(error)
+        return None
 
     def _read(self) -> None:
         try:

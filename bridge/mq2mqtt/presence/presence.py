@@ -38,6 +38,8 @@ class Presence:
         self._node = node
         self._state = journal.state if journal is not None else State(seq=time.time_ns() // 1000)
         self._is_written = True
+        if journal is not None and journal.problem is not None:
+            self._has(journal.problem)
         self._started = False
         self._rules = RuleSet()
         self._tellers: dict[str, Teller] = {}
@@ -122,11 +124,14 @@ class Presence:
             try:
                 self._journal.append(record)
             except LaneError as error:
-                logger.error("client status is not told until the journal can be written again: {}", error)
-                self._is_written = False
+                self._has(str(error))
         if self._is_written or not isinstance(record, Told):
             self._state.apply(record)
         return self._is_written
+
+    def _has(self, problem: str) -> None:
+        logger.error("client status is not told until the journal can be written again: {}", problem)
+        self._is_written = False
 
     # -- what the rules tell --
 

@@ -1,15 +1,20 @@
 """Small file work that every part of a lane shares: atomic replacement, locks, and the words for what went wrong."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from mq2mqtt.errors import LaneError, LaneLockedError
 
-__all__ = ["FileLock", "make_directory", "map_errors", "open_file", "replace_file", "sync_directory"]
+__all__ = ["NO_SPACE", "FileLock", "make_directory", "map_errors", "open_file", "replace_file", "sync_directory"]
+
+NO_SPACE: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG))
+"""Time mends these: somebody frees space, raises a quota or a limit, or the device recovers."""
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from mq2mqtt.errors import FrameTooLargeError, LaneError, LaneFullError
 from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.commit import GroupCommit
 from mq2mqtt.spool.cursor import Head, read_cursor
-from mq2mqtt.spool.files import FileLock, make_directory, map_errors, open_file, sync_directory
+from mq2mqtt.spool.files import NO_SPACE, FileLock, make_directory, map_errors, open_file, sync_directory
 from mq2mqtt.spool.info import LaneInfo, read_info, write_info
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.spool.recovery import (
@@ -42,9 +42,6 @@ Durability = Literal["process", "power"]
 
 MAX_SEGMENT_BYTES: Final = 64 * 1024 * 1024
 SEGMENTS_PER_LANE: Final = 8
-
-# Time mends these: somebody frees space, raises a quota or a limit, or the device recovers.
-_NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG))
 
 # After a loss of power, messages that were sent may be missing at the end of the lane. Their offsets are never given
 # out again, because consumers would take the new messages for duplicates. The clock is normally far ahead of them;
@@ -192,7 +189,7 @@ class Lane:
         try:
             self._roll(base)
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in NO_SPACE:
                 raise
             self._remark(f"lane {self.path}: takes no messages until there is space: {error.strerror}")
 
@@ -310,7 +307,7 @@ class Lane:
 
     def _refuse(self, error: OSError, size: int) -> NoReturn:
         text = f"cannot write lane {self.path}: {error.strerror}"
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             self._refused_bytes = size
             raise LaneFullError(text) from error
         raise LaneError(text) from error

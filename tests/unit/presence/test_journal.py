@@ -111,6 +111,24 @@ def test_what_does_not_fit_ends_what_is_read(tmp_path: Path) -> None:
     logger.remove(sink)
 
 
+def test_a_disk_that_is_full_at_the_start_stops_nothing_and_forgets_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Status(tmp_path, Journal(tmp_path / "journal"))
+    first.presence.take(event(ClientEventType.CONNECT))
+    first.close()
+    disk = Refusing(monkeypatch, tmp_path / "journal" / "journal")
+    disk.refuses = True
+    second = Status(tmp_path, Journal(tmp_path / "journal"))
+    second.presence.watch()
+    told = second.lane.next_offset
+    disk.refuses = False
+    second.presence.watch()
+    assert second.lane.next_offset > told
+    assert not second.presence.connections
+    second.close()
+
+
 def test_a_directory_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "presence").write_text("a file")
     with pytest.raises(LaneError, match="presence"):
