@@ -1,11 +1,11 @@
 """One outbound rule's lane at work: both its ends, and what it has parked."""
 
-import time
 from pathlib import Path
 
 from loguru import logger
 
 from mq2mqtt.errors import LaneError
+from mq2mqtt.lane_gauges import oldest_seconds, refresh_lane_gauges
 from mq2mqtt.link import RocketLink
 from mq2mqtt.replay import LaneReplay
 from mq2mqtt.settings import SpoolSettings
@@ -98,17 +98,11 @@ class Outlet:
 
     def refresh_gauges(self) -> None:
         """Bring the lane's gauges up to date; called before each scrape."""
-        if isinstance(self.lane, FollowedLane):
-            # Nobody here accepts anything: what has come is seen.
-            taken, self._telemetry.lane_messages = self.lane.counts()
-            self._telemetry.outcomes["accepted"] = self._accepted_before + taken + self._replay.count
-        else:
-            self._telemetry.lane_messages = self.lane.messages
-        self._telemetry.lane_bytes = self.lane.unsent_bytes
-        self._telemetry.lane_limit_bytes = self.lane.max_bytes
+        before = self._accepted_before + self._replay.count
+        refresh_lane_gauges(self._telemetry, self.lane, accepted_before=before)
         self._telemetry.parked_messages = self._parked.count
         try:
-            oldest_us = self.lane.oldest_us
+            self._telemetry.lane_oldest_seconds = oldest_seconds(self.lane)
         except LaneError as error:
             # The age stays the last one known: one bad file must not hide the other metrics.
             if not self._age_fails:
@@ -116,7 +110,6 @@ class Outlet:
             self._age_fails = True
         else:
             self._age_fails = False
-            self._telemetry.lane_oldest_seconds = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1e6)
 
     def close(self) -> None:
         """Let the files and the locks go. Idempotent."""

@@ -14,6 +14,7 @@ from mq2mqtt import expiry, topics
 from mq2mqtt.errors import LaneError, UnmappableMessageError
 from mq2mqtt.host import Delivery, DropReason, LaneWriter, MqttHost, Outcome
 from mq2mqtt.intake import LaneIntake
+from mq2mqtt.lane_gauges import oldest_seconds, refresh_lane_gauges
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.offline import OfflineQueue
 from mq2mqtt.rules import RuleSet
@@ -133,16 +134,9 @@ class P2PRelay:
         lane = self._lane
         if lane is None:
             return
-        if isinstance(lane, FollowedLane):
-            taken, self.telemetry.lane_messages = lane.counts()
-            self.telemetry.outcomes["accepted"] = self._accepted_before + taken
-        else:
-            self.telemetry.lane_messages = lane.messages
-        self.telemetry.lane_bytes = lane.unsent_bytes
-        self.telemetry.lane_limit_bytes = lane.max_bytes
+        refresh_lane_gauges(self.telemetry, lane, accepted_before=self._accepted_before)
         with contextlib.suppress(LaneError):
-            oldest_us = lane.oldest_us
-            self.telemetry.lane_oldest_seconds = 0.0 if oldest_us is None else max(0.0, time.time() - oldest_us / 1e6)
+            self.telemetry.lane_oldest_seconds = oldest_seconds(lane)
 
     def close(self) -> None:
         """Let files and locks go. Idempotent."""

@@ -18,7 +18,7 @@ LAYERS = [
     {"mq2mqtt", "errors", "message", "topics"},
     {"mapping", "status", "rules", "settings", "log", "spool", "expiry"},
     {"link", "host", "store"},
-    {"metrics", "telemetry"},
+    {"metrics", "telemetry", "lane_gauges"},
     {"uplink", "downlink", "presence", "offline", "intake", "outlet", "replay", "relay", "receipts"},
     {"workers", "status_worker", "receipts_worker", "running", "parking"},
     {"admin", "instance", "history"},
