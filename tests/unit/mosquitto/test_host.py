@@ -114,7 +114,8 @@ async def test_news_comes_when_a_lane_is_begun(hosts: Hosts) -> None:
     begun: list[bool] = []
     hosts.host.changed = lambda: begun.append((hosts.spool / "second-out").is_dir())
     hosts.go_by("first", "second")
-    await until(lambda: begun == [True])
+    # News of the first lane may come before.
+    await until(lambda: begun[-1:] == [True])
     lane = hosts.lane("second")
     assert lane is not None
     lane.close()
