@@ -64,6 +64,15 @@ def test_alerts_ask_for_what_the_bridge_exports() -> None:
             assert set(reasons.split("|")) <= set(DropReason), name
 
 
+def test_the_alert_for_lost_messages_names_the_reasons_that_its_section_explains() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    section = text.partition("### Mq2mqttMessagesLost\n")[2].partition("\n### ")[0]
+    explained = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    named = re.findall(r'reason=~"([^"]+)"', alerts()["Mq2mqttMessagesLost"]["expr"])
+    assert len(named) == 2
+    assert [set(reasons.split("|")) for reasons in named] == [set(explained)] * 2
+
+
 def test_every_reason_of_a_drop_is_explained_to_the_one_it_wakes() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     assert [reason for reason in DropReason if f"`{reason}`" not in text] == []
