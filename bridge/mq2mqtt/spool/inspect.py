@@ -1,6 +1,7 @@
 """Looking into lanes without a lock, while a bridge may be writing, reading and deleting: for the command line."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ __all__ = ["PRESENCE_NAME", "LaneSummary", "lane_directories", "read_entries", "
 PRESENCE_NAME: Final = ".presence"
 """The directory in the spool that is no lane: the journal of who is connected."""
 
-# A running bridge begins or deletes a segment now and then, hardly this often while one lane is looked at.
-_TRIES: Final = 5
+# A running bridge begins or deletes a segment now and then, and may be stopped by its machine before it has written the
+# header: seconds between two looks.
+_PAUSES: Final = (0, 0, 0, 0.002, 0.01, 0.03, 0.1)
 _STEP_MESSAGES: Final = 1000
 
 
@@ -79,10 +81,11 @@ def summarize(lane: Path) -> LaneSummary:
 
 
 def _again(lane: Path) -> tuple[int, int, int | None]:
-    for _ in range(_TRIES - 1):
+    for pause in _PAUSES:
         # A segment that was deleted, or got its header, between two looks. Damage is there the next time too.
         with contextlib.suppress(LaneError):
             return _measure(lane)
+        time.sleep(pause)
     return _measure(lane)
 
 

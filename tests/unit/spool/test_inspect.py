@@ -125,7 +125,7 @@ def test_looking_while_a_bridge_appends_and_deletes(tmp_path: Path) -> None:
     with process.stdout:
         assert process.stdout.readline() == b"running\n"
         try:
-            for _ in range(300):
+            for _ in range(100):
                 summary = summarize(path)
                 assert summary.problem is None or "No such file" in summary.problem
                 offsets = [entry.offset for entry in read_entries(path)]
