@@ -16,7 +16,7 @@ from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
 from mq2mqtt.mapping import Inbound, is_own, to_mqtt
 from mq2mqtt.message import MqttMessage, ReceivedMessage
 from mq2mqtt.receipts import Receipt, ReceiptBook
-from mq2mqtt.replay import DownlinkReplay, Source
+from mq2mqtt.replay import DownlinkReplay, Source, key_of
 from mq2mqtt.rules import InboundRule
 from mq2mqtt.settings import Limits
 from mq2mqtt.spool.frame import Frame, FrameKind
@@ -252,18 +252,16 @@ class Downlink:
         Raises:
             LaneError: the disk refuses one that is replayed, which nobody else may have any more; it is not settled.
         """
-        where = f"{message.broker}/{message.queue_id}/{message.offset}"
+        key = key_of(message)
         try:
-            evicted = self._parked.append(_frame(message), key=where, reason=reason)
+            evicted = self._parked.append(_frame(message), key=key, reason=reason)
         except LaneError as error:
             if source is self._replay:
                 raise
-            logger.error(
-                "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, where, reason, error
-            )
+            logger.error("rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, key, reason, error)
             self._telemetry.settled(Delivery(Outcome.DROPPED, DropReason.PARKING_FULL))
         else:
-            self._telemetry.parked(where, reason, evicted=evicted)
+            self._telemetry.parked(key, reason, evicted=evicted)
         source.settle(message)
 
     def refresh_gauges(self) -> None:

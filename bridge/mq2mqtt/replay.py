@@ -1,6 +1,7 @@
 """Parked messages that an operator wants replayed: each goes the way of its rule once more."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -15,13 +16,13 @@ from mq2mqtt.spool.parked import ParkedMessage, ParkedStore
 from mq2mqtt.telemetry import RuleTelemetry
 from mq2mqtt.uplink import Uplink
 
-__all__ = ["DownlinkReplay", "LaneReplay", "Source"]
+__all__ = ["DownlinkReplay", "LaneReplay", "Source", "key_of"]
 
 _AT_ONCE: Final = 100
 """Messages of one rule that are on their way again at a time."""
 _OFFSET = re.compile(r"[0-9]{1,19}")
-# Broker, queue, offset.
-_PLACE = re.compile(r".+/[0-9]{1,19}/[0-9]{1,19}")
+# Broker, queue, offset, and which message was there; a key that an older version made ends with the offset.
+_PLACE = re.compile(r"(.+)/([0-9]{1,19})/([0-9]{1,19})(@[0-9a-f]{8})?")
 
 
 class _Replay:
@@ -189,6 +190,18 @@ def _from_lane(message: ParkedMessage) -> bool:
     return _OFFSET.fullmatch(message.key) is not None
 
 
+def key_of(message: ReceivedMessage) -> str:
+    """Return the key that `message` is parked with: the same each time RocketMQ, or a replay, brings it.
+
+    Its place alone is not enough: a rule may get another source, and a topic that is made anew begins at offset 0.
+    """
+    if isinstance(message, _ReplayedMessage):
+        return message.parked.key
+    identity = f"{message.topic}\0{message.properties.get('UNIQ_KEY') or message.born_ms}"
+    digest = hashlib.blake2s(identity.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    return f"{message.broker}/{message.queue_id}/{message.offset}@{digest}"
+
+
 class Source(Protocol):
     """Where a message for devices comes from: RocketMQ, or what was parked."""
 
@@ -238,5 +251,6 @@ class _ReplayedMessage:
         entries = frame.properties.decode("utf-8", "replace").split("\x02")
         self.properties = dict(entry.split("\x01", 1) for entry in entries if "\x01" in entry)
         self.born_ms = frame.accepted_us // 1000
-        self.broker, queue_id, offset = parked.key.rsplit("/", 2)
-        self.queue_id, self.offset = int(queue_id), int(offset)
+        place = _PLACE.fullmatch(parked.key)
+        assert place is not None  # noqa: S101 - see `_from_rocketmq`
+        self.broker, self.queue_id, self.offset = place[1], int(place[2]), int(place[3])

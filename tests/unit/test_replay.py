@@ -5,6 +5,8 @@ import pytest
 
 from mq2mqtt.errors import LaneError
 from mq2mqtt.host import Delivery, Outcome
+from mq2mqtt.link import ConsumeFrom
+from mq2mqtt.link.memory import MemoryCluster
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.frame import Frame, FrameKind, decode_frames, encode_publish
 from mq2mqtt.spool.parked import ParkedStore, ask_replay, drop, keys_of, list_parked
@@ -170,6 +172,47 @@ async def test_an_inbound_message_that_still_has_no_legal_topic_is_parked_again(
         assert (message.key, message.frame, message.replaying) == ("broker-a/0/7", wrong, False)
         assert "+" in message.reason
         assert sums_hold(world)
+
+
+async def test_inbound_messages_of_the_same_place_are_parked_beside_each_other(tmp_path: Path) -> None:
+    rule = IN | {"from": "earliest"}
+    async with World(tmp_path, rule) as world:
+        world.cluster.create_topic("mq_other", 1)
+        await world.send(b"one", mqttSecondTopic="/a/+")
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        lane = tmp_path / "commands-in"
+        (first,) = keys_of(lane)
+        assert ask_replay(lane, first)
+        await world.send(b"of another topic", topic="mq_other", mqttSecondTopic="/a/+")
+        world.reload(rule | {"source": "mq_other"})
+        await until(lambda: len(keys_of(lane)) == 2)
+    # A topic that is made anew begins at offset 0.
+    async with World(tmp_path, rule) as world:
+        await world.send(b"of a new topic", mqttSecondTopic="/a/+")
+        await until(lambda: len(keys_of(lane)) == 3)
+        for key in keys_of(lane):
+            assert ask_replay(lane, key)
+        await until(lambda: world.count("commands-in", "parked") >= 4)
+        await until(lambda: not any(message.replaying for message in list_parked(lane)))
+    bodies = {message.frame.payload for message in list_parked(lane)}
+    assert bodies == {b"one", b"of another topic", b"of a new topic"}
+    assert {key.partition("@")[0] for key in keys_of(lane)} == {"memory/0/0"}
+
+
+async def test_the_same_inbound_message_again_replaces_its_record(tmp_path: Path) -> None:
+    cluster, rule = MemoryCluster(), IN | {"group": "GID_in", "from": "earliest"}
+    async with World(tmp_path, rule, cluster=cluster) as world:
+        await world.send(b"on", mqttSecondTopic="/a/+")
+        await until(lambda: world.count("commands-in", "parked") == 1)
+        lane = tmp_path / "commands-in"
+        before = list_parked(lane)
+    # As after a crash before the commit.
+    cluster.offsets("mq_commands", "GID_in", ConsumeFrom.EARLIEST)[0] = 0
+    async with World(tmp_path, rule, cluster=cluster) as world:
+        await until(lambda: world.count("commands-in", "parked") == 1)
+    ((key, parked_us),) = [(message.key, message.parked_us) for message in list_parked(lane)]
+    assert key == before[0].key
+    assert parked_us > before[0].parked_us
 
 
 async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is(

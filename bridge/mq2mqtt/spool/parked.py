@@ -54,7 +54,7 @@ class ParkedMessage(NamedTuple):
     """One parked message."""
 
     key: str
-    """Unique in the rule: the offset of a lane's message, broker, queue and offset of a RocketMQ message."""
+    """Unique in the rule: the offset of a lane's message; see `mq2mqtt.replay.key_of` for a RocketMQ message."""
     reason: str
     parked_us: int
     """Microseconds since 1970."""
