@@ -46,7 +46,7 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_consumer_lag": (
         "gauge",
         ("rule",),
-        "Messages in RocketMQ behind the committed offsets; not with each driver.",
+        "Messages in RocketMQ behind the committed offsets; only enabled rules, not with each driver.",
     ),
     "mq2mqtt_rule_up": ("gauge", ("rule",), "1 while the last send, fetch or probe succeeded; only enabled rules."),
     "mq2mqtt_connected_clients": ("gauge", (), "MQTT clients connected now."),

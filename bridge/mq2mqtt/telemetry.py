@@ -132,8 +132,8 @@ class RuleTelemetry:
         self.lane_bytes = 0
         self.lane_limit_bytes = 0
         self.lane_oldest_seconds = 0.0
-        self.lag: int | None = 0
-        """`None`: nobody can tell."""
+        self.lag: int | None = None
+        """`None`: the driver cannot tell, or the rule does not receive."""
         self.parked_messages = 0
 
     @property

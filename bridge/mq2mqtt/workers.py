@@ -363,7 +363,7 @@ class InboundWorker(Worker):
             receiving.cancel()
             await asyncio.wait([receiving])
             await downlink.close()
-            self.telemetry.lag = 0
+            self.telemetry.lag = None
             self._changed.set()
 
     def finish(self) -> None:

@@ -78,6 +78,12 @@ def test_check_names_a_missing_topic_and_creates_it_where_the_driver_can(scene: 
         assert (code, lines[-1]) == (1, f"PROBLEM  {topic} does not exist: create it with mqadmin")
 
 
+def test_the_lag_is_told_by_drivers_that_know_it_and_by_no_other(scene: Scene) -> None:
+    scene.bridge.start()
+    knows = DRIVERS[scene.settings.driver].capabilities.shows_lag
+    assert ("mq2mqtt_consumer_lag{" in scene.bridge.get("/metrics")[1]) == knows
+
+
 def test_a_bridge_that_is_killed_loses_nothing_and_keeps_the_order(scene: Scene) -> None:
     bridge = scene.bridge
     bridge.start()

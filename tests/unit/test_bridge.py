@@ -53,6 +53,7 @@ async def test_a_damaged_lane_hides_no_metrics(tmp_path: Path, harm: Callable[[P
         world.link.fail_with("mq_sensors", LinkError("away"))
         world.publish("sensors/x", b"waits")
         harm(tmp_path / "sensors-out")
+        await until(lambda: world.state("commands-in") == "up")
         sink = logger.add(log.append, level="ERROR", format="{message}")
         for _ in range(2):
             status, text = await world.get("/metrics")
@@ -244,6 +245,15 @@ async def test_a_disabled_rule_takes_nothing_and_its_lane_still_drains(tmp_path:
         await until(lambda: world.sent() == [b"left behind"])
         assert world.bridge.telemetry.ready
         assert {rule.state for rule in world.bridge.telemetry.rules.values()} == {"disabled"}
+
+
+async def test_the_lag_of_a_rule_that_does_not_receive_is_not_told(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        assert "mq2mqtt_consumer_lag{" in (await world.get("/metrics"))[1]
+        world.reload({**IN, "enabled": False})
+        await until(lambda: world.state("commands-in") == "disabled")
+        assert "mq2mqtt_consumer_lag{" not in (await world.get("/metrics"))[1]
 
 
 async def test_stop_is_idempotent_and_may_come_before_start(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_every_exported_name_type_and_label_is_the_contract(registry: CollectorR
     telemetry.rules["up-rule"].dropped(DropReason.LANE_FULL)
     telemetry.rules["down-rule"].invalid_properties["qoslevel"] += 1
     telemetry.rules["up-rule"].lane_limit_bytes = 1024
+    telemetry.rules["down-rule"].lag = 0
     exported = text_string_to_metric_families(generate_latest(registry).decode())
     families = {family.name: family for family in exported if not family.name.startswith("process_")}
     assert {name.removesuffix("_total") for name in METRICS} == set(families)
@@ -130,6 +131,13 @@ def test_a_rule_without_a_lane_has_no_limit(registry: CollectorRegistry, telemet
     assert registry.get_sample_value("mq2mqtt_lane_limit_bytes", labels) is None
     telemetry.rules["up-rule"].lane_limit_bytes = 65_536
     assert registry.get_sample_value("mq2mqtt_lane_limit_bytes", labels) == 65_536
+
+
+def test_a_lag_that_nobody_knows_is_missing_not_zero(registry: CollectorRegistry, telemetry: Telemetry) -> None:
+    labels = {"rule": "down-rule"}
+    assert registry.get_sample_value("mq2mqtt_consumer_lag", labels) is None
+    telemetry.rules["down-rule"].lag = 0
+    assert registry.get_sample_value("mq2mqtt_consumer_lag", labels) == 0
 
 
 def test_every_reason_is_documented() -> None:

@@ -92,9 +92,8 @@ class GrpcSubscription(Subscription):
         return self._problem or next(iter(self._troubles.values()), None)
 
     @property
-    def lag(self) -> int:
-        """What is out: the client does not tell what waits in RocketMQ (Subscription)."""
-        return len(self._out)
+    def lag(self) -> None:
+        """The client does not tell what waits in RocketMQ (Subscription)."""
 
     @property
     def unreadable(self) -> int:
