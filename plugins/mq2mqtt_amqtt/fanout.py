@@ -50,16 +50,20 @@ class Parcel:
 
     `ready` is false while the broker's plugins are asked whether the receiver may have it: it keeps its place in the
     order. `written`: the device was sent it. `settled` parcels are dead: only their packet identifier may still be in
-    use. `session` is the client id of a receiver whose session is to get it later when it does not now.
+    use. `session` is the client id of a receiver whose session is to get it later when it does not now. `kept`: when it is
+    settled as `slow_device` or `disconnected` it is kept for the receiver, in the order of settling.
     """
 
-    __slots__ = ("deadline", "fanout", "frame", "ready", "session", "settled", "written")
+    __slots__ = ("deadline", "fanout", "frame", "kept", "ready", "session", "settled", "written")
 
-    def __init__(self, fanout: Fanout, frame: Frame, *, ready: bool = True, session: str | None = None) -> None:
+    def __init__(
+        self, fanout: Fanout, frame: Frame, *, ready: bool = True, session: str | None = None, kept: bool = False
+    ) -> None:
         self.fanout = fanout
         self.frame: Frame | None = frame
         self.ready = ready
         self.session = session
+        self.kept = kept or session is not None
         self.deadline = 0.0
         self.settled = False
         self.written = False

@@ -196,7 +196,8 @@ class AmqttHost:
             settled(Delivery(Outcome.DROPPED, DropReason.NOT_PERSISTENT))
             return
         fanout = Fanout(settled, handed, receivers=1)
-        connection.outbox.send(Parcel(fanout, Frame(message.topic, message.payload, message.qos)))
+        kept = message.qos > 0 and not message.clean_session
+        connection.outbox.send(Parcel(fanout, Frame(message.topic, message.payload, message.qos), kept=kept))
 
     async def restore(self, subscriptions: SubscriptionStore) -> None:
         """Have the persistent sessions that the store knows, and save them there from now on.

@@ -40,7 +40,8 @@ STUCK_UNSETTLED: Final = 250
 
 Each message to a device that has stopped reading would hold its place there for 5 s, and a few hundred of them the
 messages for everybody else. So a device with this many, and without an acknowledgement or a byte taken for
-`STUCK_SECONDS`, keeps that many and gets nothing more queued until it moves again.
+`STUCK_SECONDS`, keeps that many and gets nothing more queued until it moves again. What the store can keep for it goes
+there, all of it and in its order: what is older has to be there before what is newer.
 """
 
 STUCK_SECONDS: Final = 1.0
@@ -71,6 +72,7 @@ class Outbox:
         self._written = 0
         self._drained_mark = 0
         self._progress_at = self._loop.time()
+        self._refuses_kept_until = 0.0
         self._closed = False
 
     def send(self, parcel: Parcel) -> None:
@@ -81,8 +83,7 @@ class Outbox:
         if parcel.ready and not self._queue and self._may_pass(parcel):
             self._write(parcel)
             return
-        waiting = len(self._unsettled)
-        if waiting >= MAX_UNSETTLED or (waiting >= STUCK_UNSETTLED and self._stuck()):
+        if self._refuses(parcel):
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
             return
         parcel.deadline = self._loop.time() + DELIVERY_TIMEOUT
@@ -90,9 +91,20 @@ class Outbox:
         self._queue.append(parcel)
         if self._timer is None:
             self._timer = self._loop.call_at(parcel.deadline, self._expire)
-        if waiting >= STUCK_UNSETTLED and self._shed_timer is None:
+        if len(self._unsettled) > STUCK_UNSETTLED and self._shed_timer is None:
             self._shed_timer = self._loop.call_later(STUCK_SECONDS, self._shed)
         self.pump()
+
+    def _refuses(self, parcel: Parcel) -> bool:
+        """Whether there is no room for `parcel`. No older one that is kept then waits any more."""
+        if parcel.kept and self._stuck() and self._loop.time() < self._refuses_kept_until:
+            return True
+        waiting = len(self._unsettled)
+        if waiting < MAX_UNSETTLED and (waiting < STUCK_UNSETTLED or not self._stuck()):
+            return False
+        if parcel.kept:
+            self._give_up_kept()
+        return True
 
     def _may_pass(self, parcel: Parcel) -> bool:
         """Whether a message that nobody acknowledges can be written without being queued."""
@@ -196,6 +208,7 @@ class Outbox:
 
     def _progress(self) -> None:
         self._progress_at = self._loop.time()
+        self._refuses_kept_until = 0.0
 
     def _stuck(self) -> bool:
         """Whether nothing has moved for a while, as seen by acknowledgements and by the write buffer.
@@ -209,21 +222,37 @@ class Outbox:
         return self._loop.time() - self._progress_at > STUCK_SECONDS
 
     def _shed(self) -> None:
-        """Give up what was queued beyond `STUCK_UNSETTLED` before the device was known to be stuck.
+        """Give up what is kept, and what was queued beyond `STUCK_UNSETTLED` before the device was known to be stuck.
 
         A burst fills the window of each RocketMQ queue sooner than that shows.
         """
         self._shed_timer = None
-        excess = len(self._unsettled) - STUCK_UNSETTLED
-        if excess <= 0:
+        if len(self._unsettled) <= STUCK_UNSETTLED:
             return
         if not self._stuck():
             self._shed_timer = self._loop.call_later(STUCK_SECONDS / 4, self._shed)
             return
-        for _ in range(excess):
+        self._give_up_kept()
+        while len(self._unsettled) > STUCK_UNSETTLED:
             # The newest: they are behind the window, so no packet identifier is theirs.
             parcel, _ = self._unsettled.popitem()
             parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
+        self._drop_dead()
+
+    def _give_up_kept(self) -> None:
+        """Settle, oldest first, what is kept for the device when it does not get it: the store goes by that order.
+
+        Until the device moves, or another attempt is due, newer ones follow at once.
+        """
+        for parcel in [parcel for parcel in self._unsettled if parcel.kept]:
+            del self._unsettled[parcel]
+            if parcel.written:
+                self._alive -= 1
+            parcel.settle(Outcome.DROPPED, DropReason.SLOW_DEVICE)
+        self._drop_dead()
+        self._refuses_kept_until = self._loop.time() + DELIVERY_TIMEOUT
+
+    def _drop_dead(self) -> None:
         self._queue = deque(parcel for parcel in self._queue if parcel.frame is not None)  # bounded: shrinks
 
     def _expire(self) -> None:

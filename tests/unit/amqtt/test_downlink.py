@@ -6,7 +6,8 @@ import time
 import pytest
 from amqtt.session import Session
 
-from mq2mqtt.host import DELIVERY_TIMEOUT
+from mq2mqtt.host import DELIVERY_TIMEOUT, Delivery, Outcome, Settled
+from mq2mqtt.message import MqttMessage
 from mq2mqtt_amqtt import outbox
 from mq2mqtt_amqtt.outbox import STUCK_UNSETTLED, WINDOW
 from mq2mqtt_amqtt.wire import BUFFER_HIGH
@@ -345,6 +346,48 @@ async def test_a_burst_to_a_device_that_never_acknowledges_is_given_up_before_it
     assert not any(receipt.deliveries for receipt in burst[:STUCK_UNSETTLED])
     for receipt in burst[:STUCK_UNSETTLED]:
         assert await receipt.outcome() == SLOW
+
+
+@pytest.mark.parametrize("p2p", [True, False])
+async def test_what_is_kept_for_a_stuck_device_is_given_up_in_the_order_of_the_calls(
+    world: World, *, p2p: bool
+) -> None:
+    device = await world.client("mute", clean=False, acknowledge=False)
+    await device.subscribe(("into/#", 1))
+    kept: list[int] = []
+
+    def publish(number: int) -> None:
+        def settled(_: Delivery) -> None:
+            kept.append(number)
+
+        def missed(_client_id: str, _qos: int, told: Settled) -> None:
+            told(Delivery(Outcome.QUEUED))
+
+        message = MqttMessage("into/a", b"%d" % number, clean_session=False)
+        if p2p:
+            world.host.deliver("mute", message, settled, handed=lambda: None)
+        else:
+            world.host.publish(message, settled, handed=lambda: None, missed=missed)
+
+    burst = STUCK_UNSETTLED + 500
+    for number in range(burst):
+        publish(number)
+    # All of it, seconds before `DELIVERY_TIMEOUT`; what comes then follows at once.
+    await until(lambda: bool(kept))
+    assert kept == list(range(burst))
+    publish(burst)
+    assert kept[-1] == burst
+    # It moves again: what comes now waits for its acknowledgement.
+    await device.wait_messages(1)
+    device.send(ack_packet(PUBACK, device.messages[0].packet_id))
+    await device.ping()
+    publish(burst + 1)
+    assert kept == list(range(burst + 1))
+    for number in range(burst + 2, 2 * burst):
+        publish(number)
+    device.abort()
+    await until(lambda: not world.host.is_online("mute"))
+    assert kept == list(range(2 * burst))
 
 
 async def test_a_burst_to_an_idle_but_healthy_device_arrives_whole(world: World) -> None:
