@@ -17,8 +17,18 @@ extern int mosquitto_property_add_string(mosquitto_property **list, int id, cons
 extern int mosquitto_property_add_string_pair(mosquitto_property **list, int id, const char *name, const char *value);
 extern void mosquitto_property_free_all(mosquitto_property **list);
 
-/* Internal numbers of Mosquitto 2.0 (mosquitto_internal.h, enum mosquitto_client_state), the same in all its releases. */
-enum { STATE_DISCONNECTING = 2, STATE_TAKEN_OVER = 17, STATE_DISCONNECT_WITH_WILL = 18 };
+/* Internal numbers of Mosquitto (mosquitto_internal.h, enum mosquitto_client_state), the same in all releases of 2.0 and 2.1
+ * but for the last, which is of 2.1. */
+enum {
+	STATE_NEW = 0,
+	STATE_DISCONNECTING = 2,
+	STATE_ACTIVE = 3,
+	STATE_TAKEN_OVER = 17,
+	STATE_DISCONNECT_WITH_WILL = 18,
+	STATE_AUTHENTICATING = 20,
+	STATE_REAUTHENTICATING = 21,
+	STATE_DELAYED_AUTH = 22,
+};
 
 /* What the dynamic linker finds in this broker, or NULL. */
 static struct {
@@ -150,6 +160,24 @@ int broker_gone_2_0(struct mosquitto *client)
 		return GONE_TAKEN_OVER;
 	default:
 		return GONE_CONNECTION_LOST;
+	}
+}
+
+enum broker_stage broker_stage_of(struct mosquitto *client)
+{
+	if (!found.state)
+		return STAGE_UNKNOWN;
+	switch (found.state(client)) {
+	case STATE_NEW:
+	case STATE_AUTHENTICATING:
+	case STATE_DELAYED_AUTH:
+		/* A session that Mosquitto has read from its file is new too, and has no address. */
+		return mosquitto_client_address(client) ? STAGE_CONNECTING : STAGE_AWAY;
+	case STATE_ACTIVE:
+	case STATE_REAUTHENTICATING:
+		return STAGE_CONNECTED;
+	default:
+		return STAGE_AWAY;
 	}
 }
 

@@ -58,6 +58,16 @@ bool broker_make_properties(struct bytes section, mosquitto_property **propertie
 /* Why a client of 2.0 goes, by its state: one of GONE_*, or -1 if this build does not say it. */
 int broker_gone_2_0(struct mosquitto *client);
 
+/* Whether a client is there, by its state. */
+enum broker_stage {
+	STAGE_UNKNOWN, /* this build does not say it */
+	STAGE_CONNECTING, /* it has sent CONNECT and waits for the answer */
+	STAGE_CONNECTED,
+	STAGE_AWAY,
+};
+
+enum broker_stage broker_stage_of(struct mosquitto *client);
+
 /* Whether a client may have come by a listener on a Unix socket. Its address alone does not tell: a WebSocket client says
  * by X-Forwarded-For what it is, and a PROXY header (2.1) may hold any path. */
 bool broker_is_from_unix_socket(const struct mosquitto *client);

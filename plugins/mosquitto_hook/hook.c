@@ -85,16 +85,17 @@ static int check_sidecar(struct hook *hook, const struct mosquitto_evt_acl_check
 static int check_read(struct hook *hook, const struct mosquitto_evt_acl_check *check)
 {
 	struct bytes owner;
+	presence_reached(hook, check->client);
 	if (!publish_is_private(hook, check->topic, &owner)) {
 		results_routed(&hook->results, check->topic);
 		return verdict(hook, hook->options.acl_allow);
 	}
-	/* A P2P message: the hook hands it out by itself, which is not asked for. But what Mosquitto kept for a client that
-	 * was away is asked for when it comes back, and dropped if that is denied. */
+	/* A P2P message: the hook hands it out by itself, which is not asked for, and no subscription gets it, nor is it
+	 * queued for one. But what the hook handed to a session is asked for when the client comes back, and dropped if that
+	 * is denied. */
 	const char *id = mosquitto_client_id(check->client);
-	struct client *client = clients_find(&hook->clients, check->client);
 	bool returns = id && strlen(id) == owner.size && memcmp(id, owner.data, owner.size) == 0
-		&& !(client && client->online);
+		&& presence_is_connecting(hook, check->client);
 	return returns ? MOSQ_ERR_SUCCESS : MOSQ_ERR_ACL_DENIED;
 }
 

@@ -26,6 +26,7 @@ struct hook {
 	struct options options;
 	bool is_2_1;                /* Mosquitto tells of connects itself */
 	const struct mosquitto *sidecar; /* its authenticated connection; NULL while it is away */
+	const struct mosquitto *asking;  /* asks to be let in now; NULL as soon as it has its answer */
 	struct exports exports;
 	struct events events;
 	struct clients clients;
@@ -41,6 +42,12 @@ void presence_settle(struct hook *hook);
 void presence_asks(struct hook *hook, struct mosquitto *client);
 
 void presence_connected(struct hook *hook, struct mosquitto *client);
+
+/* Whether a client is just being let in: only then Mosquitto asks what it may read of its own queue. */
+bool presence_is_connecting(const struct hook *hook, struct mosquitto *client);
+
+/* A subscription of a client matches. One that Mosquitto 2.0 let in by its certificate was perhaps not seen before. */
+void presence_reached(struct hook *hook, struct mosquitto *client);
 
 /* A client does something. One that Mosquitto 2.0 let in by its certificate was not seen before. */
 void presence_active(struct hook *hook, struct mosquitto *client);

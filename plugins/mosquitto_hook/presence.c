@@ -18,6 +18,7 @@ static void let_in(struct hook *hook, struct client *client)
 
 void presence_settle(struct hook *hook)
 {
+	hook->asking = NULL;
 	if (hook->is_2_1)
 		return;
 	while (hook->clients.asking)
@@ -71,6 +72,7 @@ void presence_asks(struct hook *hook, struct mosquitto *context)
 {
 	/* Whoever asked before has its answer by now: Mosquitto takes packets one by one. */
 	presence_settle(hook);
+	hook->asking = context;
 	struct client *client = clients_find(&hook->clients, context);
 	if (client)
 		forget(hook, client, -1);
@@ -87,6 +89,8 @@ void presence_connected(struct hook *hook, struct mosquitto *context)
 	client = note(hook, context);
 	if (client)
 		let_in(hook, client);
+	if (context == hook->asking)
+		hook->asking = NULL;
 }
 
 void presence_active(struct hook *hook, struct mosquitto *context)
@@ -94,6 +98,20 @@ void presence_active(struct hook *hook, struct mosquitto *context)
 	presence_settle(hook);
 	/* A bridge that this broker has opened has no address; it is no client. */
 	if (!hook->is_2_1 && !clients_find(&hook->clients, context) && mosquitto_client_address(context))
+		presence_connected(hook, context);
+}
+
+bool presence_is_connecting(const struct hook *hook, struct mosquitto *context)
+{
+	enum broker_stage stage = broker_stage_of(context);
+	return stage == STAGE_UNKNOWN ? context == hook->asking : stage == STAGE_CONNECTING;
+}
+
+void presence_reached(struct hook *hook, struct mosquitto *context)
+{
+	/* Nobody else is settled here: Mosquitto may be about to say whom somebody that asks takes over from. */
+	if (!hook->is_2_1 && !clients_find(&hook->clients, context) && broker_stage_of(context) == STAGE_CONNECTED
+		&& mosquitto_client_address(context))
 		presence_connected(hook, context);
 }
 
@@ -114,6 +132,8 @@ void presence_gone(struct hook *hook, struct mosquitto *context, int reason)
 	if (client)
 		/* One that only asked was turned away. */
 		forget(hook, client, reason);
+	if (context == hook->asking)
+		hook->asking = NULL;
 	if (context == hook->sidecar) {
 		hook->sidecar = NULL;
 		results_clear(&hook->results);

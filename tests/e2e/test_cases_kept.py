@@ -129,13 +129,17 @@ def _kept(qos: int, *, clean: bool) -> bool:
 @origins
 async def test_p2p_for_a_client_that_is_away(world: World, origin: str, qos: int, *, clean: bool) -> None:
     name, kept = world.name(), _kept(qos, clean=clean)
+    # A session whose subscriptions match: it gets what is kept once, and nothing of what is not.
+    device = await world.client(name, clean=False)
+    await device.subscribe(("devices/#", qos), (f"devices/p2p/{name}", qos))
+    await device.disconnect()
     waiting, queued, dropped = world.waiting, world.outcome("queued"), world.dropped("not_persistent")
     await world.send_to(name, b"kept", origin=origin, qos=qos, clean=clean)
     await world.all_settled()
     await until(lambda: world.waiting == waiting + kept)
     if origin == "rocketmq":
         assert (world.outcome("queued"), world.dropped("not_persistent")) == (queued + kept, dropped + (not kept))
-    device = await world.client(name)
+    device = await world.client(name, clean=False)
     if kept:
         await device.wait_messages(1)
     got = [(m.topic, m.payload, m.qos, m.retain) for m in await world.after(device, name)]

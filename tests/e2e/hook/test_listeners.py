@@ -9,7 +9,7 @@ import pytest
 
 from mq2mqtt.quickstart.ports import free_port
 from tests.certificates import Authority, Certificate
-from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, table_of
+from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, says_why, table_of
 from tests.mqtt_client import CONNACK, PUBACK, Client, connect_packet, packet, publish_packet, text
 from tests.unit.hook.batches import DELIVER, Operation
 from tests.waiting import until
@@ -23,12 +23,14 @@ def second_port() -> int:
     return free_port()
 
 
-async def tls_client(port: int, client_id: str, authority: Authority, own: Certificate | None) -> Client:
+async def tls_client(
+    port: int, client_id: str, authority: Authority, own: Certificate | None, *, clean: bool = True
+) -> Client:
     context = ssl.create_default_context(cafile=str(authority.ca))
     if own:
         context.load_cert_chain(own.certificate, own.key)
     client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=context), acknowledge=True)
-    client.send(connect_packet(client_id))
+    client.send(connect_packet(client_id, clean=clean))
     assert (await client.wait_packet(CONNACK)).body[1] == 0
     return client
 
@@ -57,6 +59,42 @@ async def test_tls(with_certificate: bool, second_port: int, stopped: Mosquitto,
     await device.disconnect()
     await stopped.gone("dev-1")
     await sidecar.client.drop()
+
+
+async def test_a_certificates_client_that_only_listens_is_seen_when_a_message_reaches_it(
+    second_port: int, stopped: Mosquitto, tmp_path: Path
+) -> None:
+    if not says_why():
+        pytest.skip("this build of Mosquitto lets plugins see no client's state")
+    authority = Authority(tmp_path / "certificates")
+    server, own = authority.issue("server"), authority.issue("dev-1")
+    stopped.lines += [
+        *(f"listener {second_port} 127.0.0.1", f"cafile {authority.ca}"),
+        *(f"certfile {server.certificate}", f"keyfile {server.key}"),
+        *("require_certificate true", "use_identity_as_username true"),
+    ]
+    (stopped.spool / "lanes.table").write_bytes(table_of({RULE: "sensors"}))
+    await stopped.start()
+    sender = await stopped.connect("dev-2")
+    device = await tls_client(second_port, "dev-1", authority, own, clean=False)
+    await device.subscribe(("sensors/#", 1))
+    device.acknowledge = False
+    await sender.publish("sensors/p2p/dev-1", b"private", qos=1)
+    await device.wait_messages(1)
+    await device.disconnect()
+    went = await stopped.gone("dev-1")
+    device = await tls_client(second_port, "dev-1", authority, own, clean=False)
+    # What its session was handed before comes again.
+    assert [message.payload for message in await device.wait_messages(1)] == [b"private"]
+    await sender.publish("sensors/a", b"1", qos=1)
+    await device.wait_messages(2)
+    came = await stopped.event("connect", "dev-1")
+    assert came["channelId"] != went["channelId"]
+    sidecar = await Sidecar.connect(stopped)
+    assert await sidecar.results(Operation(DELIVER, 1, b"dev-1", b"devices/p2p/dev-1", b"", b"x")) == [DELIVERED]
+    await device.wait_messages(3)
+    for client in (device, sender, sidecar.client):
+        await client.drop()
 
 
 async def test_what_a_bridge_brings_in(stopped: Mosquitto, hook: Path, tmp_path: Path) -> None:

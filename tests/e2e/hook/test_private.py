@@ -1,5 +1,6 @@
 """P2P messages reach their client alone; the wills of clients are exported with the client's own id."""
 
+import asyncio
 import signal
 
 import pytest
@@ -100,6 +101,63 @@ async def test_p2p_that_its_sender_does_not_have_kept_is_for_a_client_that_is_th
     await away.ping()
     assert away.messages == []
     for client in (there, away, clean, persistent):
+        await client.drop()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_p2p_for_a_client_that_is_away_waits_in_no_queue_of_its_subscriptions(
+    restarted: bool,  # noqa: FBT001 - a case
+    stopped: Mosquitto,
+) -> None:
+    (stopped.spool / "lanes.table").write_bytes(table_of({}, ("devices",)))
+    stopped.general += ["persistence true", f"persistence_location {stopped.directory}/"]
+    await stopped.start()
+    sidecar = await Sidecar.connect(stopped, parents=("devices",))
+    away = await stopped.connect("away", clean=False)
+    await away.subscribe(("devices/#", 1), ("devices/p2p/away", 2))
+    await away.disconnect()
+    await stopped.gone("away")
+    if restarted:
+        await stopped.stop()
+        await stopped.start()
+        await sidecar.client.drop()
+        sidecar = await Sidecar.connect(stopped, parents=("devices",))
+    clean, persistent = await stopped.connect("dev-1"), await stopped.connect("dev-2", clean=False)
+    await clean.publish("devices/p2p/away", b"not kept", qos=1)
+    await persistent.publish("devices/p2p/away", b"kept", qos=1)
+    await persistent.publish("devices/a", b"ordinary", qos=1)
+    for client_id, is_clean in (("dev-3", True), ("dev-4", False)):
+        will = ("devices/p2p/away", b"will", 1, False)
+        (await stopped.connect(client_id, clean=is_clean, will=will)).abort()
+    await until(lambda: stopped.payloads(".p2p") == [b"kept", b"will"], what="what is kept")
+
+    async def dropped() -> int:
+        return (await sidecar.stats())["dropped_not_persistent", "devices"]
+
+    for _ in range(600):
+        if await dropped() == 2:
+            break
+        await asyncio.sleep(0.05)
+    assert await dropped() == 2
+    away = await stopped.connect("away", clean=False)
+    await away.ping()
+    # What is kept is the sidecar's to hand over.
+    assert [message.payload for message in away.messages] == [b"ordinary"]
+    for client in (clean, persistent, away, sidecar.client):
+        await client.drop()
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+async def test_a_session_keeps_p2p_that_it_was_handed(qos: int, broker: Mosquitto) -> None:
+    target = await broker.connect("dev-2", clean=False, acknowledge=False)
+    sender = await broker.connect("dev-1")
+    await sender.publish("devices/p2p/dev-2", b"unanswered", qos=qos)
+    await target.wait_messages(1)
+    await target.drop()
+    await broker.event("tcpclean", "dev-2")
+    target = await broker.connect("dev-2", clean=False)
+    assert [message.payload for message in await target.wait_messages(1)] == [b"unanswered"]
+    for client in (target, sender):
         await client.drop()
 
 
