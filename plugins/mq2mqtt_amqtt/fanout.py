@@ -50,8 +50,8 @@ class Parcel:
 
     `ready` is false while the broker's plugins are asked whether the receiver may have it: it keeps its place in the
     order. `written`: the device was sent it. `settled` parcels are dead: only their packet identifier may still be in
-    use. `session` is the client id of a receiver whose session is to get it later when it does not now. `kept`: when it is
-    settled as `slow_device` or `disconnected` it is kept for the receiver, in the order of settling.
+    use. `session` is the client id of a receiver whose session is to get it later when it does not now. `kept`: when it
+    is settled as `slow_device` or `disconnected`, it is kept for the receiver, in the order of settling.
     """
 
     __slots__ = ("deadline", "fanout", "frame", "kept", "ready", "session", "settled", "written")

@@ -37,7 +37,8 @@ class KeptSessions:
         self._broker = broker
         self._subscriptions = subscriptions
         self._store: SubscriptionStore | None = None
-        self._saved: dict[str, dict[str, Subscription]] = {}
+        # `None`: what the store has of it, if anything, is not what it should have.
+        self._saved: dict[str, dict[str, Subscription | None]] = {}
         self._writing: dict[str, set[asyncio.Future[None]]] = {}
         subscriptions.watcher = self
 
@@ -93,8 +94,9 @@ class KeptSessions:
         """A session subscribes to this no more."""
         client_id = session.client_id or ""
         saved = self._saved.get(client_id)
-        if self._store is None or saved is None or saved.pop(topic_filter, None) is None:
+        if self._store is None or saved is None or topic_filter not in saved:
             return
+        del saved[topic_filter]
         if not saved:
             del self._saved[client_id]
         self._track(client_id, self._store.remove(client_id, topic_filter))
@@ -111,10 +113,10 @@ class KeptSessions:
         if isinstance(error, UnstorableError):
             logger.warning("client {}: a subscription will not outlive the broker: {}", subscription.client_id, error)
             return
-        # The next time it subscribes it is tried again.
+        # The next time it subscribes it is tried again; what was saved before is still there to be removed.
         saved = self._saved.get(subscription.client_id)
         if saved is not None and saved.get(subscription.filter) is subscription:
-            del saved[subscription.filter]
+            saved[subscription.filter] = None
 
     def _track(self, client_id: str, written: "asyncio.Future[None]") -> None:
         self._writing.setdefault(client_id, set()).add(written)

@@ -268,6 +268,22 @@ async def test_a_subscription_that_cannot_be_saved_closes_and_is_tried_again(sta
     assert store.calls == [("save", "dev", "into/#", 1)] * 2
 
 
+async def test_what_was_saved_before_is_removed_also_where_it_could_not_be_replaced(start_world: StartWorld) -> None:
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store)
+    device = await world.client("dev", clean=False)
+    device.send(subscribe_packet(1, ("into/#", 2)))
+    await until(lambda: bool(store.futures))
+    store.finish(StoreError("too much waits"))
+    await device.wait_closed()
+    device = await world.client("dev", clean=False)
+    device.send(unsubscribe_packet(1, "into/#"))
+    await until(lambda: bool(store.futures))
+    store.finish()
+    await device.wait_packet(UNSUBACK, 1)
+    assert store.calls == [("save", "dev", "into/#", 2), ("remove", "dev", "into/#")]
+
+
 async def test_who_leaves_is_not_waited_for(start_world: StartWorld) -> None:
     store = SlowStore()
     world = await start_world(subscriptions=store)
