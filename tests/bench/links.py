@@ -15,10 +15,11 @@ from typing import Any
 from mq2mqtt.link.drivers import DRIVERS
 from mq2mqtt.log import quiet_client
 from mq2mqtt.quickstart.jars import rocketmq_jars
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError
 from mq2mqtt.quickstart.proxy import Proxy
 from mq2mqtt.quickstart.rocketmq import DEFAULT_VERSION
 from tests.bench import report
-from tests.bench.experiment import Bench
+from tests.bench.experiment import Bench, Measurement
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,7 @@ Run = dict[str, Any]
 """What link_speed.py prints."""
 
 _RUN_SECONDS = 300.0
+_BASELINE = "native"
 
 
 def python_of(driver: str) -> str:
@@ -54,14 +56,35 @@ def rows(runs: dict[str, list[Run]]) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = [("", *runs), tuple("---" for _ in range(len(runs) + 1))]
     first = next(iter(runs.values()))[0]
     for way in first["speeds"]:
-        what = way if way == "received" else f"sent {way}"
         for unit, name in (("rate", "msg/s"), ("cpu_us", "us of CPU each")):
             cells = [_spread(run["speeds"][way][unit] for run in of) for of in runs.values()]
-            lines.append((f"{what}, {name}", *cells))
+            lines.append((f"{_metric(way)}, {name}", *cells))
     for way in first["nul"]:
         cells = [", ".join(sorted({run["nul"][way] for run in of})) for of in runs.values()]
         lines.append((f"a body with NUL, {way}", *cells))
     return lines
+
+
+def figures(runs: dict[str, list[Run]]) -> list[report.Row]:
+    """Turn the speeds into the rows of `--json`: `links-DRIVER`, with those of `native` in the same run as baseline."""
+    found: list[report.Row] = []
+    for driver, of in runs.items():
+        beside = runs.get(_BASELINE) if driver != _BASELINE else None
+        measured = [_measurements(run, beside[number] if beside else None) for number, run in enumerate(of)]
+        found += report.summarize(f"links-{driver}", measured)
+    return found
+
+
+def _measurements(run: Run, beside: Run | None) -> list[Measurement]:
+    return [
+        Measurement(f"{_metric(way)}{suffix}", speed[key], unit, None if beside is None else beside["speeds"][way][key])
+        for way, speed in run["speeds"].items()
+        for key, suffix, unit in (("rate", "", "msg/s"), ("cpu_us", ", CPU", "us/msg"))
+    ]
+
+
+def _metric(way: str) -> str:
+    return way if way == "received" else f"sent {way}"
 
 
 def _spread(values: Iterable[float]) -> str:
@@ -82,8 +105,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench --links", description=__doc__)
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short run of each, to see that all of it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures of all runs to FILE")
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    arguments = parser.parse_args()
+    if arguments.runs < 1:
+        parser.error("--runs must be at least 1")
+    return arguments
 
 
 async def start_servers(bench: Bench) -> tuple[str, Proxy]:
@@ -93,28 +119,43 @@ async def start_servers(bench: Bench) -> tuple[str, Proxy]:
     return namesrv, await Proxy.on_jvm(bench.directory / "proxy", namesrv=namesrv, jars=jars)
 
 
-def main() -> None:
-    """Run all, print the table."""
+def measure_all(*, namesrv: str, proxy: str, quick: bool, runs: int) -> dict[str, list[Run]]:
+    """Measure each driver `runs` times; return the runs of those that worked, and say which did not."""
+    measured: dict[str, list[Run]] = {driver: [] for driver in DRIVERS}
+    for number in range(runs):
+        # What drifts, drifts for all.
+        for driver in list(measured)[:: 1 if number % 2 else -1]:
+            _say(f"{driver}: run {number + 1}")
+            try:
+                run = measure(driver, namesrv=namesrv, proxy=proxy, quick=quick, python=python_of(driver))
+            # The figures of the others are not to be lost.
+            except Exception as error:  # noqa: BLE001
+                _say(f"links-{driver}: failed: {error}")
+                del measured[driver]
+            else:
+                measured[driver].append(run)
+    return measured
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main() -> int:
+    """Run all, print the table; return the exit code."""
     arguments = parse()
     quiet_client()
     bench = Bench(namesrv=None, quick=arguments.quick)
-    runs: dict[str, list[Run]] = {driver: [] for driver in DRIVERS}
     try:
-        namesrv, proxy = asyncio.run(start_servers(bench))
+        try:
+            namesrv, proxy = asyncio.run(start_servers(bench))
+        except PrerequisiteError as error:
+            _say(str(error))
+            return 2
         try:
             before = asyncio.run(report.surroundings(bench, "uvloop"))
-            for number in range(1 if arguments.quick else arguments.runs):
-                # What drifts, drifts for all.
-                for driver in list(DRIVERS)[:: 1 if number % 2 else -1]:
-                    print(f"{driver}: run {number + 1}", file=sys.stderr)
-                    found = measure(
-                        driver,
-                        namesrv=namesrv,
-                        proxy=proxy.address,
-                        quick=arguments.quick,
-                        python=python_of(driver),
-                    )
-                    runs[driver].append(found)
+            count = 1 if arguments.quick else arguments.runs
+            runs = measure_all(namesrv=namesrv, proxy=proxy.address, quick=arguments.quick, runs=count)
         finally:
             proxy.kill()
     finally:
@@ -122,10 +163,12 @@ def main() -> None:
     print(f"{before}; load {report.load()} at the end\n")
     for driver, of in runs.items():
         print(f"{driver}: {of[0]['library']}")
-    print(f"\n{table(rows(runs))}")
+    if runs:
+        print(f"\n{table(rows(runs))}")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(runs, indent=2) + "\n")
+        report.write_json(arguments.json, figures(runs))
+    return 0 if len(runs) == len(DRIVERS) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

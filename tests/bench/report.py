@@ -2,6 +2,7 @@
 
 import datetime as dt
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -84,6 +85,11 @@ def markdown(rows: list[Row]) -> str:
     """Write the rows as a Markdown table."""
     lines = [_HEADER, ("---",) * len(_HEADER), *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_json(file: Path, rows: list[Row]) -> None:
+    """Write what `--json` asks for."""
+    file.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")
 
 
 def load() -> str:

@@ -7,18 +7,20 @@ import asyncio
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import resource
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
 from mq2mqtt.cli import collect_rarely
+from mq2mqtt.errors import BridgeError
 from mq2mqtt.log import quiet_client
+from mq2mqtt.quickstart.prerequisites import PrerequisiteError, require_mosquitto
 from tests.bench import report
 from tests.bench.experiment import SLOW_RUNS, Bench, Experiment, Measurement
 
@@ -37,34 +39,43 @@ MODULES = (
 """Each has `EXPERIMENTS`: name -> experiment."""
 
 
-async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> list[report.Row]:
-    """Run each experiment once to warm up and then `runs` times; `quick`, and what is slow, without the former."""
+async def run_all(chosen: dict[str, Experiment], bench: Bench, *, runs: int) -> tuple[list[report.Row], list[str]]:
+    """Run each experiment; return the rows of those that worked, and the names of those that did not."""
     rows: list[report.Row] = []
+    failed: list[str] = []
     for name, experiment in chosen.items():
-        results: list[list[Measurement]] = []
         begin, load = time.monotonic(), os.getloadavg()[0]
-        counted = 1 if experiment.long else min(runs, SLOW_RUNS) if experiment.slow else runs
-        warm_up = not (experiment.long or experiment.slow or bench.quick)
-        for number in range(0 if warm_up else 1, counted + 1):
-            bench.run = number
-            print(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}", file=sys.stderr)
-            try:
-                results.append(await experiment.measure(bench))
-            except pytest.skip.Exception as skipped:
-                print(f"{name}: left out: {skipped}", file=sys.stderr)
-                break
-        if not bench.quick:
-            bench.end_experiment()
-        if not results:
+        try:
+            new = await _run(name, experiment, bench, runs=runs)
+        except pytest.skip.Exception as skipped:
+            _say(f"{name}: left out: {skipped}")
             continue
-        new = report.summarize(name, results[-counted:])
-        print(
-            f"{report.table(new)}\n"
-            f"{name}: {time.monotonic() - begin:.0f} s, load {load:.2f} before, {os.getloadavg()[0]:.2f} after",
-            file=sys.stderr,
-        )
+        # The figures of the others, of maybe hours, are not to be lost.
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001
+            traceback.print_exception(error)
+            _say(f"{name}: failed: {error}")
+            failed.append(name)
+            continue
+        finally:
+            # What others would go on to use may be what broke.
+            if not bench.quick or name in failed:
+                bench.end_experiment()
+        _say(report.table(new))
+        _say(f"{name}: {time.monotonic() - begin:.0f} s, load {load:.2f} before, {os.getloadavg()[0]:.2f} after")
         rows += new
-    return rows
+    return rows, failed
+
+
+async def _run(name: str, experiment: Experiment, bench: Bench, *, runs: int) -> list[report.Row]:
+    """Run it once to warm up and then `runs` times; `quick`, and what is slow, without the former."""
+    counted = 1 if experiment.long else min(runs, SLOW_RUNS) if experiment.slow else runs
+    warm_up = not (experiment.long or experiment.slow or bench.quick)
+    results: list[list[Measurement]] = []
+    for number in range(0 if warm_up else 1, counted + 1):
+        bench.run = number
+        _say(f"{name}: {f'run {number} of {counted}' if number else 'warm-up'}")
+        results.append(await experiment.measure(bench))
+    return report.summarize(name, results[-counted:])
 
 
 def parse(known: dict[str, Experiment]) -> argparse.Namespace:
@@ -91,7 +102,42 @@ def forbid_uvloop(directory: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(directory), os.environ.get("PYTHONPATH"))))
 
 
-def main() -> None:
+async def prepare(chosen: dict[str, Experiment]) -> None:
+    """Get what experiments on Mosquitto need, as far as it can be had; without it they are left out."""
+    if any("mosquitto" in name for name in chosen):
+        try:
+            await require_mosquitto(_say)
+        except PrerequisiteError as error:
+            _say(str(error))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+async def measure(chosen: dict[str, Experiment], arguments: argparse.Namespace, loop_name: str) -> int:
+    """Run `chosen`, print and write the figures; return the exit code."""
+    bench = Bench(namesrv=arguments.rocketmq, quick=arguments.quick)
+    try:
+        await prepare(chosen)
+        try:
+            before = await report.surroundings(bench, loop_name)
+        except BridgeError as error:
+            _say(f"there is no RocketMQ to measure: {error}")
+            return 2
+        rows, failed = await run_all(chosen, bench, runs=1 if arguments.quick else arguments.runs)
+    finally:
+        bench.close()
+    print(f"{before}; load {report.load()} at the end\n")
+    print(report.markdown(rows) if arguments.markdown else report.table(rows))
+    if arguments.json is not None:
+        report.write_json(arguments.json, rows)
+    if failed:
+        _say(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def main() -> int:
     """Parse arguments, run, print."""
     known: dict[str, Experiment] = {}
     for module in MODULES:
@@ -112,19 +158,9 @@ def main() -> None:
         elif importlib.util.find_spec("uvloop"):
             uvloop = importlib.import_module("uvloop")
             loop_name, loop_factory = f"uvloop {importlib.metadata.version('uvloop')}", uvloop.new_event_loop
-        bench = Bench(namesrv=arguments.rocketmq, quick=arguments.quick)
-        try:
-            with asyncio.Runner(loop_factory=loop_factory) as runner:
-                before = runner.run(report.surroundings(bench, loop_name))
-                runs = 1 if arguments.quick else arguments.runs
-                rows = runner.run(run_all(chosen, bench, runs=runs))
-        finally:
-            bench.close()
-    print(f"{before}; load {report.load()} at the end\n")
-    print(report.markdown(rows) if arguments.markdown else report.table(rows))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps([row.as_json() for row in rows], indent=2) + "\n")
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(measure(chosen, arguments, loop_name))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """Every experiment runs and says what it should; how fast it was is for a quiet machine to say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,25 @@ def test_a_quick_run_measures_everything(rocketmq: SharedRocketMQ, tmp_path: Pat
     for experiment in ("uplink-amqtt-qos1-1pub", "uplink-amqtt-qos1-20pub", "uplink-amqtt-qos0-1pub"):
         row = found[experiment, "published"]
         assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
+
+
+@pytest.mark.e2e
+def test_one_that_fails_costs_the_figures_of_no_other(rocketmq: SharedRocketMQ, tmp_path: Path) -> None:
+    command = [str(ROOT / "scripts" / "bench"), "uplink-mosquitto-qos0-1pub", "spool-append", "--quick"]
+    command += ["--rocketmq", rocketmq.namesrv, "--json", "figures.json"]
+    broken = os.environ | {"MOSQUITTO": "/bin/false"}
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, env=broken)
+    assert done.returncode == 1, done.stderr[-4000:]
+    assert "uplink-mosquitto-qos0-1pub: failed: " in done.stderr
+    assert {row["experiment"] for row in json.loads((tmp_path / "figures.json").read_text())} == {"spool-append"}
+    assert "spool-append" in done.stdout
+
+
+def test_a_rocketmq_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.bench.run", "spool-append", "--quick"]
+    # Nothing listens there.
+    command += ["--rocketmq", "127.0.0.1:1", "--json", str(tmp_path / "figures.json")]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "127.0.0.1:1" in done.stderr

@@ -30,11 +30,13 @@ def test_a_quick_run_measures_a_driver(link_settings: RocketMQSettings) -> None:
     assert run["nul"]["received"] == "whole" if whole else run["nul"]["received"] != "whole"
 
 
-def test_the_table_has_a_column_for_each_driver() -> None:
-    def run(rate: float, nul: str) -> links.Run:
-        return {"speeds": {"received": {"rate": rate, "cpu_us": 2.5}}, "nul": {"received": nul}}
+def _run(rate: float, nul: str = "whole") -> links.Run:
+    speed = {"rate": rate, "cpu_us": 2.5}
+    return {"speeds": {"received": speed}, "nul": {"received": nul}, "library": "some"}
 
-    one, other = [run(1000, "whole"), run(3000, "whole"), run(2000, "whole")], [run(7, "cut to 1 bytes")]
+
+def test_the_table_has_a_column_for_each_driver() -> None:
+    one, other = [_run(1000), _run(3000), _run(2000)], [_run(7, "cut to 1 bytes")]
     assert links.table(links.rows({"native": one, "other": other})) == (
         "|  | native | other |\n"
         "| --- | --- | --- |\n"
@@ -42,3 +44,45 @@ def test_the_table_has_a_column_for_each_driver() -> None:
         "| received, us of CPU each | 2.50 (2.50-2.50) | 2.50 |\n"
         "| a body with NUL, received | whole | cut to 1 bytes |"
     )
+
+
+def test_the_figures_are_rows_as_those_of_experiments() -> None:
+    found = links.figures({"native": [_run(100), _run(400)], "other": [_run(50), _run(100)]})
+    assert [row.as_json() for row in found if row.unit == "msg/s"] == [
+        {
+            "experiment": "links-native",
+            "metric": "received",
+            "value": 250,
+            "unit": "msg/s",
+            "baseline": None,
+            "ratio": None,
+            "runs": [100, 400],
+        },
+        {
+            "experiment": "links-other",
+            "metric": "received",
+            "value": 75,
+            "unit": "msg/s",
+            "baseline": 250,
+            "ratio": 0.375,
+            "runs": [50, 100],
+        },
+    ]
+    assert [(row.experiment, row.metric, row.unit) for row in found if row.unit != "msg/s"] == [
+        ("links-native", "received, CPU", "us/msg"),
+        ("links-other", "received, CPU", "us/msg"),
+    ]
+
+
+def test_a_driver_that_cannot_be_measured_costs_the_figures_of_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(driver: str, **_: object) -> links.Run:
+        if driver == "grpc":
+            raise RuntimeError("its last words")
+        return _run(1)
+
+    monkeypatch.setattr(links, "measure", measured)
+    runs = links.measure_all(namesrv="", proxy="", quick=True, runs=2)
+    assert runs == {driver: [_run(1)] * 2 for driver in DRIVERS if driver != "grpc"}
+    assert "links-grpc: failed: its last words" in capsys.readouterr().err
