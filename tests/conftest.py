@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from mq2mqtt.link.drivers import DRIVERS
@@ -23,6 +24,10 @@ from mq2mqtt.settings import RocketMQSettings
 from tests.new_bridge import HOSTS, choose_host
 from tests.own_ports import take_own_ports
 from tests.postgresql import PostgreSQL
+
+# No limit on the time of an example: the machine may be busy. All else is as chosen, in CI or not.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 MakeTopic = Callable[..., Awaitable[str]]
 """`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""

@@ -16,6 +16,5 @@ def searching(examples: int, *, steps: int = 50) -> settings:
     return settings(
         max_examples=examples * FACTOR,
         stateful_step_count=steps,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

@@ -6,7 +6,7 @@ import asyncio
 from amqtt.broker import Broker
 from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.session import Session
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mq2mqtt_amqtt.subscriptions import Subscriptions
@@ -31,7 +31,6 @@ def _session(number: int) -> Session:
     return session
 
 
-@settings(deadline=None)  # an event loop for each example; the machine may be busy
 @given(steps, st.lists(names, min_size=1, max_size=5))
 def test_subscribers_are_those_of_amqtts_table_after_any_changes(
     changes: list[tuple[str, int, str, int]], topics: list[str]

@@ -273,7 +273,7 @@ def test_files_are_the_groups_where_the_directory_is(tmp_path: Path, watcher: Wa
         writer.close()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_a_writer_does_every_message_is_read_once(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -178,7 +178,7 @@ class TestSettling:
         lane.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_mix_of_steps_neither_loses_nor_repeats(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
