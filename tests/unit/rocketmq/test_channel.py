@@ -1,4 +1,5 @@
 import asyncio
+import random
 import ssl
 import time
 
@@ -35,11 +36,15 @@ async def test_callers_share_one_connection_and_a_cancelled_one_does_no_harm() -
             await channel.connection()
 
 
-async def test_a_refused_address_is_not_hammered_and_nobody_waits(free_port: int) -> None:
+async def test_a_refused_address_is_not_hammered_and_nobody_waits(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
     channel, _ = make(f"127.0.0.1:{free_port}")
     with pytest.raises(NotConnected) as first:
         await channel.connection()
-    assert 0.1 <= first.value.retry_after <= 0.2
+    # What is left of 0.2 s.
+    assert 0 < first.value.retry_after <= 0.2
     started = time.monotonic()
     for _ in range(100):
         with pytest.raises(NotConnected, match=str(free_port)):
@@ -60,23 +65,22 @@ async def test_a_peer_that_talks_garbage_is_not_hammered() -> None:
             except NotConnected:
                 calls += 1
                 await asyncio.sleep(0.005)
-        assert calls > 50
+        assert calls > 10
         # 0, then at least 0.1, 0.2, 0.4, 0.8 s apart
         assert 2 <= server.connections <= 5
         await channel.close()
 
 
-async def test_reconnects_at_once_after_a_good_connection_was_lost() -> None:
+async def test_reconnects_at_once_after_a_good_connection_was_lost(free_port: int) -> None:
     server = Peer(answer_all)
-    await server.start()
+    await server.start(port=free_port)
     channel, connected = make(server.address)
     await (await channel.connection()).call(1, {}, timeout=10)
-    port = int(server.address.rpartition(":")[2])
     await server.stop()
     while channel.is_connected:
         await asyncio.sleep(0.01)
     again = Peer(answer_all)
-    await again.start(port=port)
+    await again.start(port=free_port)
     assert (await (await channel.connection()).call(2, {}, timeout=10)).remark == "2"
     assert len(connected) == 2
     await channel.close()

@@ -144,7 +144,7 @@ async def test_requests_of_a_broker() -> None:
         )
         await client.route("t")
         await asyncio.wait_for(changed.wait(), 10)
-        while len(cluster.seen) < 4:
+        while sum(one.is_response for one in cluster.seen) < 3:
             await asyncio.sleep(0.01)
         answers = {(one.opaque, one.code) for one in cluster.seen if one.is_response}
         assert answers == {(1, 0), (2, 0), (3, 3)}

@@ -119,7 +119,7 @@ class World:
     async def play(self, *script: Answer | Exception) -> None:
         """Let the broker answer in turn, and wait until it holds the pull after that."""
         self.broker.script += script
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.broker.script or len(self.broker.pulls) < len(script) + 1:
                 self.broker.moved.clear()
                 await self.broker.moved.wait()
@@ -286,7 +286,7 @@ async def test_pulling_ahead_is_bounded_and_goes_on_when_something_is_taken(worl
     one = world(budget=1)
     body = stored(0)
     one.broker.script.append(lambda _: answer(0, 1, body))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not one.puller.can_hand_out():
             await asyncio.sleep(0)
     for _ in range(10):
@@ -294,7 +294,7 @@ async def test_pulling_ahead_is_bounded_and_goes_on_when_something_is_taken(worl
     assert (one.asked, one.budget.used, one.puller.waits) == ([0], len(body), True)
 
     assert one.offsets() == [0]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await one.broker.moved.wait()
 
     assert (one.asked, one.budget.used, one.puller.waits) == ([0, 1], 0, False)
