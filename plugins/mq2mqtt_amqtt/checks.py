@@ -1,4 +1,4 @@
-"""`mq2mqtt check` with a configuration for `mq2mqtt run`: will its broker keep persistent sessions?"""
+"""`mq2mqtt check` with a configuration for `mq2mqtt run`: are its broker's settings right, will it keep sessions?"""
 
 from collections.abc import Mapping
 from typing import Final
@@ -6,6 +6,7 @@ from typing import Final
 import typer
 
 from mq2mqtt.settings import Settings
+from mq2mqtt_amqtt.sections import sections
 
 __all__ = ["check_plugins"]
 
@@ -14,9 +15,12 @@ _ANONYMOUS: Final = "AnonymousAuthPlugin"
 
 
 def check_plugins(settings: Settings) -> int:
-    """Print one line per finding; return the exit code."""
-    plugins = settings.mqtt.amqtt.get("plugins")
-    for path, options in plugins.items() if isinstance(plugins, Mapping) else ():
+    """Print one line per finding; return the exit code.
+
+    Raises:
+        ConfigError: see `sections`.
+    """
+    for path, options in sections(settings).get("plugins", {}).items():
         if not str(path).endswith(f".{_ANONYMOUS}"):
             continue
         if not isinstance(options, Mapping) or options.get("allow_anonymous", True):

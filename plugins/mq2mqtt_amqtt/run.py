@@ -21,6 +21,7 @@ from mq2mqtt.errors import BridgeError, ConfigError
 from mq2mqtt.reload import ConfigFile
 from mq2mqtt.settings import Settings
 from mq2mqtt_amqtt.plugin import BridgePlugin
+from mq2mqtt_amqtt.sections import sections
 
 __all__ = ["EmbeddedBridge", "RunningBroker", "run_broker", "serve"]
 
@@ -100,14 +101,11 @@ async def run_broker(settings: Settings, *, listen: str | None = None) -> Runnin
 
 
 def _broker_config(settings: Settings, listen: str | None) -> dict[str, Any]:
-    own = settings.mqtt.amqtt
     base = {"listeners": {"default": {"type": "tcp", "bind": _bind(settings.mqtt.listen)}}, "plugins": {}}
-    config = _merged(base, own)
+    config = _merged(base, sections(settings))
     if listen is not None:
         config["listeners"]["default"]["bind"] = _bind(listen)
     plugins = config["plugins"]
-    if not isinstance(plugins, dict):
-        raise ConfigError("mqtt.amqtt.plugins: write a mapping of plugin class to its settings")
     allowed = settings.mqtt.allow_anonymous
     if allowed is None:
         allowed = _only_loopback(config["listeners"]) and not any(_authenticates(path) for path in plugins)
