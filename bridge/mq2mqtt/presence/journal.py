@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import os
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,7 @@ from mq2mqtt.presence.records import decode_record, encode_record
 from mq2mqtt.presence.state import Record, State
 from mq2mqtt.presence.syncing import Syncing
 from mq2mqtt.spool.commit import GroupCommit
-from mq2mqtt.spool.files import NO_SPACE, make_directory, map_errors, open_file, replace_file, sync_directory
+from mq2mqtt.spool.files import NO_SPACE, make_directory, map_errors, open_file, replace_file
 from mq2mqtt.spool.frame import decode_frames
 from mq2mqtt.spool.machine import Machine
 
@@ -72,7 +73,7 @@ class Journal:
 
     def _read(self) -> None:
         try:
-            # Between the two steps of `_Anew.replace` only the new one is there, and whole.
+            # Between the two steps of `_take_over` only the new one is there, and whole.
             path = self.path if self.path.exists() else self.path.with_name(_NEW_NAME)
             data = path.read_bytes()
         except FileNotFoundError:
@@ -135,11 +136,9 @@ class Journal:
             self._syncing.soon()
 
     def _begin_sync(self) -> asyncio.Future[None] | None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if self._commit is None or not _loop_runs():
             return None
-        return None if self._commit is None else self._commit.wait(self._descriptor, upto=self._written)
+        return self._commit.wait(self._descriptor, upto=self._written)
 
     def _sync_failed(self, error: LaneError) -> None:
         logger.error("{}: {}", self.path, error)
@@ -159,18 +158,59 @@ class Journal:
                 if self._records < _SURELY_WORTH or self._records < _TIMES_THE_STATE * self.state.size:
                     return
                 self._anew = _Anew(self.path, self.state)
-            if self._anew.go_on(data):
-                self._anew.replace(self.path, sync=self._commit is not None)
-                descriptor, self._anew = self._anew.descriptor, None
-                self._switch(descriptor)
+            if not self._anew.go_on(data):
+                return
+            if self._commit is None:
+                self._take_over(self._anew)
+            elif not self._anew.is_syncing:
+                self._sync_anew(self._anew, self._commit)
         except OSError as error:
-            logger.warning("{}: cannot be written anew yet: {}", self.path, error.strerror)
-            is_gone = not os.fstat(self._descriptor).st_nlink
-            # A start takes the new one where the old one is gone.
-            self._give_up(discard=not is_gone)
+            if self._goes_on_without(error):
+                return
+            raise
+
+    def _sync_anew(self, anew: "_Anew", commit: GroupCommit) -> None:
+        """Have the new one on disk before it takes over; until then both get every record."""
+        if not _loop_runs():
+            return
+        anew.is_syncing = True
+        # The round that syncs a finished file closes it.
+        commit.file_finished(os.dup(anew.descriptor))
+        future = commit.wait(self._descriptor, upto=self._written)
+        # None is for what is synced already, and this record is not.
+        assert future is not None  # noqa: S101
+        future.add_done_callback(partial(self._anew_synced, anew))
+
+    def _anew_synced(self, anew: "_Anew", future: asyncio.Future[None]) -> None:
+        failed = future.cancelled() or future.exception() is not None
+        if anew is not self._anew:
+            return
+        if failed:
+            self._give_up()
             self._records = 0
-            if is_gone:
-                raise
+            return
+        try:
+            self._take_over(anew)
+        except OSError as error:
+            if not self._goes_on_without(error):
+                # The next record finds nothing to go to.
+                self._let_go()
+
+    def _take_over(self, anew: "_Anew") -> None:
+        # File systems write a file that takes another's place to the disk at once, for up to 0.3 s; so none does.
+        self.path.unlink()
+        anew.path.rename(self.path)
+        self._anew = None
+        self._switch(anew.descriptor)
+
+    def _goes_on_without(self, error: OSError) -> bool:
+        """Give the new one up; return whether the old one is still there."""
+        logger.warning("{}: cannot be written anew yet: {}", self.path, error.strerror)
+        is_there = bool(os.fstat(self._descriptor).st_nlink)
+        # A start takes the new one where the old one is gone.
+        self._give_up(discard=is_there)
+        self._records = 0
+        return is_there
 
     def _give_up(self, *, discard: bool = True) -> None:
         if self._anew is not None:
@@ -191,37 +231,37 @@ class _Anew:
     """A new journal, some records at a time: first the state of now, then what was written since."""
 
     def __init__(self, journal: Path, state: State) -> None:
-        self._path = journal.with_name(_NEW_NAME)
+        self.path = journal.with_name(_NEW_NAME)
+        self.is_syncing = False
         self._snapshot = state.snapshot()
         # Bounded: one for each `_AT_ONCE` of the snapshot.
         self._since: list[bytes] = []
-        self.descriptor = open_file(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        self.descriptor = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
 
     def go_on(self, data: bytes) -> bool:
         """Write some more; return whether it has everything."""
         self._since.append(data)
         records = [encode_record(record) for record in islice(self._snapshot, _AT_ONCE)]
-        if not records:
-            records = self._since
-        _write(self.descriptor, b"".join(records), self._path)
-        return records is self._since
-
-    def replace(self, journal: Path, *, sync: bool) -> None:
-        """Put it in the place of `journal`."""
-        if sync:
-            os.fsync(self.descriptor)
-        # File systems write a file that takes another's place to the disk at once, for up to 0.3 s; so none does.
-        journal.unlink()
-        self._path.rename(journal)
-        if sync:
-            sync_directory(journal.parent)
+        is_whole = not records
+        if is_whole:
+            records, self._since = self._since, []
+        _write(self.descriptor, b"".join(records), self.path)
+        return is_whole
 
     def give_up(self, *, discard: bool) -> None:
         """Go on with it no more."""
         os.close(self.descriptor)
         if discard:
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                self.path.unlink()
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _write(descriptor: int, data: bytes, path: Path) -> None:

@@ -1,9 +1,12 @@
 """The journal's file: what a start finds in it, what happens when it cannot be written, and how it stays short."""
 
+import itertools
 import os
 import shutil
+import threading
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from mq2mqtt.rules import RuleSet, StatusRule
 from mq2mqtt.spool.lane import Lane
 from mq2mqtt.spool.machine import Machine
 from mq2mqtt.telemetry import Direction, RuleTelemetry
+from tests.unit.spool.disk import Disk
 from tests.waiting import until
 
 A = "GID_dev@@@a"
@@ -222,6 +226,72 @@ async def test_with_power_what_is_written_is_synced_soon(tmp_path: Path) -> None
     journal.append(came(11))
     await until(lambda: len(synced) > before)
     journal.close()
+
+
+async def test_with_power_the_loop_waits_for_no_disk_when_it_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.presence.journal._SURELY_WORTH", 100)
+    threads: list[threading.Thread] = []
+    sync = os.fsync
+
+    def observed(descriptor: int) -> None:
+        threads.append(threading.current_thread())
+        sync(descriptor)
+
+    journal = Journal(tmp_path, power=True, machine=Machine(sync=observed))
+    monkeypatch.setattr(os, "fsync", observed)
+    files = {journal.path.stat().st_ino}
+    numbers = itertools.count()
+
+    def is_rewritten() -> bool:
+        for number in itertools.islice(numbers, 50):
+            record = came(number % 10)
+            journal.append(record)
+            journal.state.apply(record)
+        files.add(journal.path.stat().st_ino)
+        return len(files) > 2
+
+    await until(is_rewritten)
+    assert threading.main_thread() not in threads
+    kept = dict(journal.state.connections)
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.state.connections == kept
+    again.close()
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_with_power_a_power_cut_just_after_it_was_written_anew_takes_only_what_is_new(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mq2mqtt.presence.journal._SURELY_WORTH", 40)
+    disk = Disk(tmp_path)
+    with disk.recording():
+        journal = Journal(tmp_path / ".presence")
+        for number in range(10):
+            journal.append(came(number))
+        journal.close()
+        # What a start finds it puts on the disk.
+        journal = Journal(tmp_path / ".presence", power=True, machine=Machine(sync=disk.sync))
+        before = journal.path.stat().st_ino
+
+        def is_rewritten() -> bool:
+            for number in range(10):
+                if journal.path.stat().st_ino != before:
+                    return True
+                record = came(10 + number % 3)
+                journal.append(record)
+                journal.state.apply(record)
+            return False
+
+        await until(is_rewritten)
+        disk.crashed = True
+        journal.close()
+        disk.cut_power(Random(seed).randint)  # noqa: S311 - a seed, so that a failure can be repeated
+        again = Journal(tmp_path / ".presence")
+        assert {f"c{number}" for number in range(10)} <= again.state.connections.keys()
+        again.close()
 
 
 def test_a_listener_that_fails_stops_nobody(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ class Disk:
             for name in (
                 "open",
                 "close",
+                "dup",
                 "write",
                 "pwrite",
                 "ftruncate",
@@ -188,6 +189,7 @@ class Disk:
                 "fsync",
                 "unlink",
                 "replace",
+                "rename",
                 "mkdir",
             ):
                 stack.enter_context(mock.patch.object(os, name, self._replacement(name, getattr(os, name))))
@@ -245,6 +247,11 @@ class Disk:
         del self._opened[descriptor]
         real(descriptor)
 
+    def _dup(self, real: Callable[..., int], descriptor: int, opened: _Opened) -> int:
+        duplicate = real(descriptor)
+        self._opened[duplicate] = opened
+        return duplicate
+
     def _write(self, real: Callable[..., int], descriptor: int, opened: _Opened, data: bytes) -> int:
         assert isinstance(opened.node, _File)
         return self._put(real, descriptor, opened.node, _Write(len(opened.node.content), bytes(data)))
@@ -279,9 +286,17 @@ class Disk:
             file.do(_Truncate(size))
 
     def _fsync(self, _: Callable[..., None], __: int, opened: _Opened) -> None:
-        node = opened.node
-        if isinstance(node, _File):
-            self._observe(node, opened.path)
+        if isinstance(opened.node, _File):
+            self._observe(opened.node, opened.path)
+        self._make_durable(opened.node)
+
+    def sync(self, descriptor: int) -> None:
+        """Be a lane's `Machine.sync`, in any thread: for what was written through `os`."""
+        opened = self._opened.get(descriptor)
+        if opened is not None:
+            self._make_durable(opened.node)
+
+    def _make_durable(self, node: _File | _Directory) -> None:
         if not self._may_change():
             return
         count = len(node.pending)
@@ -289,12 +304,6 @@ class Disk:
             self.syncing()
         if not self.crashed:
             node.sync(count)
-
-    def sync(self, descriptor: int) -> None:
-        """Be a lane's `Machine.sync`."""
-        opened = self._opened.get(descriptor)
-        if opened is not None:
-            self._fsync(os.fsync, descriptor, opened)
 
     def _observe(self, file: _File, path: Path) -> None:
         """Learn what was written through a file object, below `os.write`."""
@@ -316,6 +325,8 @@ class Disk:
                 self._observe(node, source)
             real(source, target)
             directory.do(_Entries({source.name: None, Path(target).name: node}))
+
+    _rename = _replace
 
     def _mkdir(self, real: Callable[..., None], path: Path, mode: int = 0o777) -> None:
         if path.exists() or not path.parent.exists():
