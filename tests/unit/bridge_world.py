@@ -30,8 +30,10 @@ class World:
         writer: LaneWriter | None = None,
         subscriber: Subscriber | None = None,
         max_bytes: str = "32MiB",
+        stop_deadline: float = 10,
     ) -> None:
         self._max_bytes = max_bytes
+        self._stop_deadline = stop_deadline
         self.directory = directory
         self.cluster = cluster or MemoryCluster()
         self.host = MemoryHost()
@@ -46,6 +48,7 @@ class World:
                 "store": {"url": f"sqlite+aiosqlite:///{self.directory}.db"},
                 "spool": {"path": self.directory, "max_bytes": self._max_bytes},
                 "admin": {"listen": "127.0.0.1:0"},
+                "stop_deadline": self._stop_deadline,
                 "rules": list(rules),
             }
         )
@@ -89,4 +92,4 @@ class World:
             return response.status, await response.text()
 
 
-until = functools.partial(waiting.until, seconds=15)
+until = functools.partial(waiting.until, seconds=60)

@@ -123,7 +123,7 @@ async def test_a_broker_that_ends_with_all_its_connections_keeps_the_loop_from_n
 
 
 async def test_a_stop_still_notes_whose_connection_it_has_ended(tmp_path: Path) -> None:
-    async with World(tmp_path / "spool") as world:
+    async with World(tmp_path / "spool", stop_deadline=60) as world:
         clients = [f"c{number}" for number in range(5000)]
         for client_id in clients:
             world.host.connect(client_id)

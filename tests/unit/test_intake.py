@@ -63,7 +63,7 @@ async def test_a_full_lane_holds_qos_1_back_until_there_is_space(full: Full) -> 
     assert not full.telemetry.up
     assert "max_bytes" in (full.telemetry.reason or "")
     full.send_one()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 20)
     assert full.telemetry.up
 
 
@@ -85,7 +85,7 @@ async def test_waiting_publishes_enter_in_their_order_and_before_later_ones(full
     stored = full.lane.messages
     for _ in range(stored):
         full.send_one()
-    await asyncio.wait_for(asyncio.gather(*waiting, late), 5)
+    await asyncio.wait_for(asyncio.gather(*waiting, late), 20)
     assert [full.send_one()[:4] for _ in range(4)] == [b"0xxx", b"1xxx", b"2xxx", b"late"]
 
 
@@ -98,7 +98,7 @@ async def test_a_publish_whose_connection_is_lost_never_enters(full: Full) -> No
     stored = full.lane.messages
     for _ in range(stored):
         full.send_one()
-    await asyncio.wait_for(kept, 5)
+    await asyncio.wait_for(kept, 20)
     assert full.lane.messages == 1
     assert full.send_one()[:4] == b"kept"
 
@@ -157,7 +157,7 @@ async def test_power_mode_answers_after_the_disk(tmp_path: Path) -> None:
     before = len(synced)
     awaitable = intake.accept(frame(b"x"), qos=1)
     assert awaitable is not None
-    await asyncio.wait_for(awaitable, 5)
+    await asyncio.wait_for(awaitable, 20)
     assert len(synced) > before
     lane.close()
 
@@ -174,7 +174,7 @@ async def test_power_mode_never_answers_when_the_disk_fails(tmp_path: Path) -> N
     awaitable = intake.accept(frame(b"x"), qos=1)
     assert awaitable is not None
     with pytest.raises(LaneError):
-        await asyncio.wait_for(awaitable, 5)
+        await asyncio.wait_for(awaitable, 20)
     assert isinstance(intake.accept(frame(b"y"), qos=1), asyncio.Future)
     assert "Input/output error" in (telemetry.reason or "")
     intake.close()
@@ -192,7 +192,7 @@ async def test_without_a_lane_everything_waits_until_there_is_one(tmp_path: Path
     assert telemetry.readiness()["reason"] == "cannot be opened"
     lane = Lane.open(tmp_path / "rule-1", max_bytes=MAX_BYTES, target="t")
     intake.attach(lane)
-    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 5)
+    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 20)
     assert lane.messages == telemetry.outcomes["accepted"] == 2
     assert telemetry.drops == {"lane_not_open": 1, "too_large": 1}
     assert telemetry.up
@@ -218,7 +218,7 @@ async def test_what_waits_goes_where_the_new_rules_send_it(full: Full, tmp_path:
     assert route is not None
     waiting = [bridge.accept(route, MqttMessage("sensors/x", b"%d" % n + BIG, 1, client_id="c")) for n in range(3)]
     bridge.apply(RuleSet(swapped), lanes)
-    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 5)
+    await asyncio.wait_for(asyncio.gather(*filter(None, waiting)), 20)
     reader = LaneReader(lane)
     assert [entry.frame.payload[:1] for entry in reader.read(max_messages=9)] == [b"0", b"1", b"2"]
     reader.close()
@@ -236,7 +236,7 @@ async def test_what_waits_for_a_deleted_rule_is_let_through(full: Full) -> None:
     cancelled.cancel()
     accepted = full.telemetry.outcomes["accepted"]
     bridge.apply(RuleSet(), {})
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 20)
     assert full.telemetry.outcomes["accepted"] == accepted
     # A route that was looked up before and used after is nobody's any more.
     assert bridge.accept(route, message) is None

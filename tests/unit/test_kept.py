@@ -308,7 +308,7 @@ async def test_kept_messages_outlive_their_rule(tmp_path: Path) -> None:
 async def test_on_a_host_without_acknowledgements_a_kept_message_survives_the_end_of_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.3)
+    monkeypatch.setattr(replay, "CONFIRM_SECONDS", 2.0)
     async with world_with(tmp_path, IN) as world:
         world.host.sees_acknowledgements = False
         await until(lambda: world.state("commands-in") == "up")

@@ -119,7 +119,7 @@ async def test_a_start_tells_that_who_was_connected_is_gone(tmp_path: Path, clus
 
 
 async def test_a_stop_still_sends_whose_connection_it_has_ended(tmp_path: Path, cluster: MemoryCluster) -> None:
-    async with World(tmp_path, STATUS, cluster=cluster) as world:
+    async with World(tmp_path, STATUS, cluster=cluster, stop_deadline=60) as world:
         await until(lambda: world.state("presence") == "up")
         clients = [f"GID_dev@@@{number}" for number in range(1500)]
         for client_id in clients:
@@ -133,11 +133,12 @@ async def test_a_stop_still_sends_whose_connection_it_has_ended(tmp_path: Path, 
 
 
 async def test_a_stop_waits_for_no_rocketmq_that_is_away(tmp_path: Path, cluster: MemoryCluster) -> None:
-    async with World(tmp_path, STATUS, cluster=cluster) as world:
+    async with World(tmp_path, STATUS, cluster=cluster, stop_deadline=60) as world:
         cluster.fail_with("mq_status", NotConnectedError("away"))
         world.host.connect(A)
         await until(lambda: "away" in str(world.bridge.telemetry.rules["presence"].reason))
-        async with asyncio.timeout(2):
+        # A quarter of the deadline would be 15 s.
+        async with asyncio.timeout(14):
             await world.bridge.stop()
     async with World(tmp_path, STATUS, cluster=cluster):
         cluster.fail_with("mq_status", None)

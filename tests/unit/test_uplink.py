@@ -88,7 +88,7 @@ class Lane:
             yield
         finally:
             self.outlet.uplink.finish()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, 30)
             self.outlet.close()
 
     def check_sum(self) -> None:
@@ -109,7 +109,7 @@ def lane(tmp_path: Path, link: Link) -> Lane:
     return Lane(tmp_path, link)
 
 
-until = functools.partial(waiting.until, seconds=15)
+until = functools.partial(waiting.until, seconds=60)
 
 
 async def test_each_clients_messages_are_stored_in_order_one_batch_at_a_time(lane: Lane) -> None:

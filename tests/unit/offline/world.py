@@ -107,4 +107,4 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-until = functools.partial(waiting.until, seconds=15)
+until = functools.partial(waiting.until, seconds=60)
