@@ -30,7 +30,7 @@ def short_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def short_confirmation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "CONFIRM_SECONDS", 0.2)
+    monkeypatch.setattr(replay, "CONFIRM_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize("sees", [True, False])
@@ -93,8 +93,8 @@ async def test_what_the_host_refuses_for_good_is_dropped_with_its_reason() -> No
         assert world.count("stored") == 0
 
 
-@pytest.mark.usefixtures("short_pace")
-async def test_thirty_at_once_then_thirty_each_pace_oldest_first() -> None:
+async def test_thirty_at_once_then_thirty_each_pace_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "BATCH_SECONDS", 1.0)
     async with World() as world:
         await world.keep("a", *NUMBERED)
         client = world.connect("a")
@@ -584,7 +584,7 @@ class TestUnseenAcknowledgements:
             outcome = world.hand("a", b"x", receipt="r")
             await until(lambda: outcome == DELIVERED)
             world.host.disconnect("a")
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.3)
             assert world.kept == [b"x"]
             client = world.connect("a")
             await until(lambda: world.kept == [])
@@ -599,7 +599,7 @@ class TestUnseenAcknowledgements:
             outcome = world.hand("a", b"x")
             await until(lambda: outcome == DELIVERED)
             world.host.hears_late = True
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             assert world.kept == [b"x"]
             world.host.hears_late = False
             await until(lambda: world.kept == [])
@@ -611,7 +611,7 @@ class TestUnseenAcknowledgements:
             outcome = world.hand("a", b"x")
             await until(lambda: outcome == DELIVERED)
             world.host.go_away("killed")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             assert world.kept == [b"x"]
             world.host.come_back()
             world.host.disconnect("a")
@@ -626,7 +626,7 @@ class TestUnseenAcknowledgements:
             outcome = world.hand("a", b"x")
             await until(lambda: outcome == DELIVERED)
             world.host.go_away("does not answer")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             world.host.come_back()
             await until(lambda: world.kept == [])
             assert payloads(client) == [b"x"]
@@ -654,7 +654,7 @@ class TestUnseenAcknowledgements:
             world.connect("a")
             outcome = world.hand("a", b"x")
             await until(lambda: outcome == DELIVERED)
-            time.sleep(1.3)  # noqa: ASYNC251 - as SIGSTOP does
+            time.sleep(2.3)  # noqa: ASYNC251 - as SIGSTOP does
             await asyncio.sleep(0.01)
             world.host.disconnect("a")
             client = world.connect("a")
@@ -710,7 +710,7 @@ class TestEnd:
             await world.keep("b", b"2")
             other = world.connect("b")
             client.unsettled.pop()(Delivery(Outcome.DELIVERED))
-            await asyncio.wait_for(finishing, 5)
+            await asyncio.wait_for(finishing, 20)
             await settle()
             assert payloads(other) == []
             assert world.kept == [b"2"]
