@@ -24,6 +24,8 @@ GoneListener = Callable[[Connection, int, str], None]
 CONFLICT = "clientId conflict"
 RESTARTED = "broker restarted"
 _UNKNOWN = "unknown"
+_MAX_WAIT = 30
+"""Calls of `watch`, so seconds, between two tries to write a journal again."""
 _FAILED = "unexpected error while telling of a client, going on"
 
 
@@ -38,6 +40,7 @@ class Presence:
         self._node = node
         self._state = journal.state if journal is not None else State(seq=time.time_ns() // 1000)
         self._is_written = True
+        self._wait = self._waited = 1
         if journal is not None and journal.problem is not None:
             self._has(journal.problem)
         self._started = False
@@ -175,14 +178,26 @@ class Presence:
     def watch(self) -> None:
         """Try again what the disk refused; call it about once a second."""
         if not self._is_written and self._journal is not None:
-            try:
-                self._journal.rewrite()
-            except LaneError:
-                return
-            self._is_written = True
-            logger.info("the journal of who is connected is written again")
+            self._write_again(self._journal)
+        if not self._is_written:
+            return
         for teller in self._tellers.values():
             teller.watch()
+
+    def _write_again(self, journal: Journal) -> None:
+        """Try to, ever more rarely: it takes the loop for as long as it takes to encode everybody who is connected."""
+        self._waited += 1
+        if self._waited < self._wait:
+            return
+        self._waited = 0
+        try:
+            journal.rewrite()
+        except LaneError:
+            self._wait = min(2 * self._wait, _MAX_WAIT)
+            return
+        self._is_written = True
+        self._wait = self._waited = 1
+        logger.info("the journal of who is connected is written again")
 
     def _teller_of(self, client_id: str) -> Teller | None:
         rule = self._rules.status(group_of(client_id))

@@ -127,7 +127,8 @@ def test_a_disk_that_is_full_at_the_start_stops_nothing_and_forgets_nobody(
     second.presence.watch()
     told = second.lane.next_offset
     disk.refuses = False
-    second.presence.watch()
+    for _ in range(2):
+        second.presence.watch()
     assert second.lane.next_offset > told
     assert not second.presence.connections
     second.close()
@@ -174,7 +175,8 @@ async def test_while_it_cannot_be_written_nothing_is_told_and_then_the_differenc
     assert set(status.presence.connections) == {"GID_dev@@@b"}
     assert "cannot be written" in str(status.telemetry.reason)
     disk.refuses = False
-    status.presence.watch()
+    for _ in range(2):
+        status.presence.watch()
     assert status.lane.messages == 3
     assert "cannot be written" not in str(status.telemetry.reason)
     status.close()
@@ -182,6 +184,36 @@ async def test_while_it_cannot_be_written_nothing_is_told_and_then_the_differenc
     assert set(again.state.connections) == {"GID_dev@@@b"}
     assert set(again.state.rules["presence"].announced) == {"GID_dev@@@b"}
     again.close()
+
+
+def test_while_the_disk_refuses_it_is_tried_ever_more_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = Status(tmp_path, Journal(tmp_path / ".presence"))
+    disk = Refusing(monkeypatch, tmp_path / ".presence" / "journal")
+    tries: list[Path] = []
+    replace = disk.replace
+
+    def counted(source: Path, target: Path) -> Path:
+        tries.append(target)
+        return replace(source, target)
+
+    monkeypatch.setattr(disk, "replace", counted)
+    disk.refuses = True
+    status.presence.take(event(ClientEventType.CONNECT))
+    for _ in range(62):
+        status.presence.watch()
+    # After 1, 2, 4, 8, 16 and 30.
+    assert len(tries) == 6
+    disk.refuses = False
+    for _ in range(30):
+        status.presence.watch()
+    assert status.lane.messages == 1
+    # From the beginning, the next time.
+    disk.refuses = True
+    status.presence.take(event(ClientEventType.TCPCLEAN))
+    disk.refuses = False
+    status.presence.watch()
+    assert status.lane.messages == 2
+    status.close()
 
 
 async def test_a_new_journal_that_cannot_take_its_place_loses_nothing(
