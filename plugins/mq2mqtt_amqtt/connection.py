@@ -38,7 +38,7 @@ from mq2mqtt_amqtt.outbox import Outbox
 from mq2mqtt_amqtt.packets import PINGRESP, MalformedPacketError, Publish, packet_id, parse_publish
 from mq2mqtt_amqtt.publishes import Publishes
 from mq2mqtt_amqtt.roles import Host, Reason, Will
-from mq2mqtt_amqtt.saving import Saving
+from mq2mqtt_amqtt.saving import Saving, forgotten
 from mq2mqtt_amqtt.turnstile import Turnstile
 from mq2mqtt_amqtt.wire import BUFFER_HIGH, ByteReader, Wire, open_reader, open_wire
 
@@ -124,9 +124,13 @@ class Connection(BrokerProtocolHandler):
         )
 
     async def mqtt_connack_authorize(self, authorize: bool) -> None:  # noqa: FBT001 - amqtt's signature
-        """Send CONNACK: from now on the client is online."""
+        """Send CONNACK, for a clean session once the store has forgotten the one before it: the client is online."""
+        if self.clean_session:
+            await forgotten(self.host.writing(self.client_id), self._end)
+        if self.ended:
+            return
         await super().mqtt_connack_authorize(authorize)
-        if authorize and not self.ended:
+        if authorize:
             self.accepted = True
             self._heard_at = self._loop.time()
             self.host.online(self)

@@ -174,6 +174,8 @@ class Lifecycle:
             handler.attach(session, reader, writer)
             broker.sessions[handler.client_id] = (session, handler)
             await handler.mqtt_connack_authorize(authorize=True)
+            if not handler.accepted:
+                return
             await broker.plugins_manager.fire_event(
                 BrokerEvents.CLIENT_CONNECTED, client_id=handler.client_id, client_session=session
             )

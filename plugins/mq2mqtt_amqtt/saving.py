@@ -1,13 +1,17 @@
-"""SUBACK and UNSUBACK of one connection: sent when the store has what they acknowledge."""
+"""SUBACK, UNSUBACK and CONNACK of one connection: sent when the store has what they acknowledge."""
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from typing import Any, Final
 
 from mq2mqtt.errors import StoreError, UnstorableError
 
-__all__ = ["Saving"]
+__all__ = ["FORGET_SECONDS", "Saving", "forgotten"]
+
+FORGET_SECONDS: Final = 3.0
+"""How long a client that gives its session up waits for the store to have forgotten it: where the database is away that
+may take hours, and the client is to be served meanwhile."""
 
 MAX_WAITING: Final = 1000
 """Acknowledgements that wait for the store; a device that has more is disconnected."""
@@ -50,6 +54,16 @@ class Saving:
         """Acknowledge nothing more."""
         for task in tuple(self._tasks):
             task.cancel()
+
+
+async def forgotten(writing: Collection["asyncio.Future[None]"], ended: "asyncio.Future[Any]") -> None:
+    """Return when all of `writing` is done, or the connection has `ended`; after `FORGET_SECONDS` at the latest."""
+    pending: set[asyncio.Future[Any]] = set(writing)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FORGET_SECONDS):
+            while pending and not ended.done():
+                _, pending = await asyncio.wait({*pending, ended}, return_when=asyncio.FIRST_COMPLETED)
+                pending.discard(ended)
 
 
 def _check(written: "asyncio.Future[None]") -> None:

@@ -14,6 +14,7 @@ from mq2mqtt.host import Delivery, Outcome, Settled
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.store import Subscription
 from mq2mqtt.store.sql import SqlStore
+from mq2mqtt_amqtt import saving
 from tests.mqtt_client import CONNACK, SUBACK, UNSUBACK, Client, connect_packet, subscribe_packet, unsubscribe_packet
 from tests.unit.amqtt.conftest import StartWorld
 from tests.unit.amqtt.plugins import ACL, OPEN
@@ -266,6 +267,46 @@ async def test_a_subscription_that_cannot_be_saved_closes_and_is_tried_again(sta
         await device.wait_closed()
         assert not device.packets
     assert store.calls == [("save", "dev", "into/#", 1)] * 2
+
+
+async def test_giving_a_session_up_is_acknowledged_when_it_is_forgotten(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "FORGET_SECONDS", 60.0)
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store)
+
+    async def connect() -> Client:
+        client = await Client.open(world.port)
+        world.clients.append(client)
+        client.send(connect_packet("dev", clean=True))
+        return client
+
+    first = await connect()
+    await until(lambda: bool(store.futures))
+    assert store.calls == [("forget", "dev")]
+    # Who has nothing to give up is let in at once, and who connects again ends the connection that waits.
+    await world.client("other", clean=True)
+    second = await connect()
+    await first.wait_closed()
+    await world.client("another", clean=True)
+    assert not first.packets
+    assert not second.packets
+    store.finish()
+    await second.wait_packet(CONNACK)
+    await until(lambda: bool(world.intake.told("dev")))
+    assert world.intake.told("dev") == ["connect"]
+
+
+async def test_who_gives_a_session_up_is_let_in_while_the_store_takes_nothing(
+    start_world: StartWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "FORGET_SECONDS", 0.2)
+    store = SlowStore(Subscription("dev", "into/#", 1))
+    world = await start_world(subscriptions=store)
+    await world.client("dev", clean=True)
+    assert store.calls == [("forget", "dev")]
+    assert await world.publish("into/a").outcome() == NOBODY
 
 
 async def test_what_was_saved_before_is_removed_also_where_it_could_not_be_replaced(start_world: StartWorld) -> None:
