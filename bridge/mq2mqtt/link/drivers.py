@@ -131,9 +131,10 @@ def _require(package: str, name: str) -> None:
     others = ", ".join(sorted(found - {package}))
     if package in found and not others:
         return
-    remedy = f"install mq2mqtt[{name}]"
+    install = f"in mq2mqtt's sources: pip install '.[{name}]'"
+    remedy = install
     if others:
-        remedy = f"{others} has its import name {_IMPORT_NAME}, and is not it: uninstall that, then {remedy}"
+        remedy = f"{others} has its import name {_IMPORT_NAME}, and is not it: uninstall that, then {install}"
         if package in found:
-            remedy = f"{others} has the same import name {_IMPORT_NAME}: uninstall both, then install mq2mqtt[{name}]"
+            remedy = f"{others} has the same import name {_IMPORT_NAME}: uninstall both, then {install}"
     raise ConfigError(f"rocketmq.driver {name} needs the Python package {package}; {remedy}")

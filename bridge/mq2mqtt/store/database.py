@@ -65,7 +65,9 @@ class Database:
             self._writer = self._engine(pool_size=1)
             self._reader = self._engine(pool_size=_READERS, isolation_level="AUTOCOMMIT", pool_reset_on_return=None)
         except ModuleNotFoundError as error:
-            raise ConfigError(f"store.url: {error.name} is not installed: pip install 'mq2mqtt[postgresql]'") from error
+            raise ConfigError(
+                f"store.url: {error.name} is not installed; in mq2mqtt's sources: pip install '.[postgresql]'"
+            ) from error
         event.listen(self._writer.sync_engine, "connect", self._prepare_writer)
         event.listen(self._reader.sync_engine, "connect", self._prepare_reader)
         if self.dialect == "sqlite":

@@ -112,7 +112,7 @@ def _load() -> None:
         importlib.import_module("mq2mqtt.link.grpc.client")
     except ImportError as error:
         raise ConfigError(
-            f"rocketmq.driver grpc: {_PACKAGE} can't be loaded ({error}); install mq2mqtt[grpc]"
+            f"rocketmq.driver grpc: {_PACKAGE} can't be loaded ({error}); in mq2mqtt's sources: pip install '.[grpc]'"
         ) from error
 
 
