@@ -68,12 +68,21 @@ static void forget(struct hook *hook, struct client *client, int reason)
 	clients_remove(&hook->clients, client);
 }
 
+/* When Mosquitto reads its configuration again it asks about those that are connected too. */
+static bool is_asked_again(const struct client *client, struct mosquitto *context)
+{
+	const char *id = mosquitto_client_id(context);
+	return client->online && id && strcmp(client->id, id) == 0 && broker_stage_of(context) != STAGE_CONNECTING;
+}
+
 void presence_asks(struct hook *hook, struct mosquitto *context)
 {
 	/* Whoever asked before has its answer by now: Mosquitto takes packets one by one. */
 	presence_settle(hook);
-	hook->asking = context;
 	struct client *client = clients_find(&hook->clients, context);
+	if (client && is_asked_again(client, context))
+		return;
+	hook->asking = context;
 	if (client)
 		forget(hook, client, -1);
 	/* 2.1 tells of those that are let in, and not of all that are turned away: after a delayed verdict it says nothing. */

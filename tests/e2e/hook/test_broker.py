@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.message import MqttProperties
-from tests.e2e.hook.mosquitto import Mosquitto, Sidecar, mosquitto_program, only, table_of
+from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, mosquitto_program, only, table_of
 from tests.mqtt_client import CONNACK, PUBACK, Client, packet, publish_packet, text
-from tests.unit.hook.batches import PUBLISH, Operation
+from tests.unit.hook.batches import DELIVER, PUBLISH, Operation
 from tests.unit.hook.driver import HOOK
 from tests.waiting import until
 
@@ -135,6 +135,9 @@ async def test_a_reload_keeps_everything_going(broker: Mosquitto, sidecar: Sidec
         await device.publish("sensors/a", b"%d" % number, qos=1)
     assert broker.payloads(RULE) == [b"0", b"1", b"2"]
     await sidecar.stats()
+    # Mosquitto asks again about those that are connected: nobody has come or gone.
+    assert [event["type"] for event in broker.events()] == ["boot", "connect"]
+    assert await sidecar.results(Operation(DELIVER, 0, b"dev-1", b"a", b"", b"x")) == [DELIVERED]
     await device.drop()
 
 
