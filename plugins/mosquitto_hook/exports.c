@@ -8,8 +8,6 @@
 #include "log.h"
 #include "machine.h"
 
-/* A lane that cannot be opened is damaged or somebody else's: a look at every publish would stall the broker. */
-#define RETRY_US 5000000u
 #define FILES_PER_LANE 3u
 
 static size_t lanes_of(const struct table *table)
@@ -173,7 +171,7 @@ static enum export_result refuse(struct export *export, const char *problem, boo
 /* Opens a lane that could not be opened, if it is time to look again. */
 static void retry(struct exports *exports, struct export *export)
 {
-	if (!export->lane && machine_now_us() - export->tried_us >= RETRY_US)
+	if (!export->lane && machine_now_us() - export->tried_us >= LANE_RETRY_US)
 		open_lane(exports, export);
 }
 

@@ -42,6 +42,8 @@ static int on_basic_auth(int event, void *data, void *context)
 	const struct mosquitto_evt_basic_auth *auth = data;
 	(void)event;
 	hook->will.set = false;
+	/* Mosquitto asks again about those that are connected when it reads its configuration again. */
+	bool again = is_sidecar(hook, auth->client);
 	if (auth->client == hook->sidecar)
 		hook->sidecar = NULL;
 	presence_asks(hook, auth->client);
@@ -54,7 +56,8 @@ static int on_basic_auth(int event, void *data, void *context)
 		return MOSQ_ERR_AUTH;
 	}
 	hook->sidecar = auth->client;
-	results_clear(&hook->results);
+	if (!again)
+		results_clear(&hook->results);
 	return MOSQ_ERR_SUCCESS;
 }
 
@@ -180,6 +183,7 @@ static int on_reload(int event, void *data, void *context)
 	(void)event;
 	(void)data;
 	exports_retry(&hook->exports);
+	events_retry(&hook->events);
 	/* 2.0 goes on to the next plugin only after DEFER; 2.1 takes anything but 0 for an error and ends. */
 	return hook->is_2_1 ? MOSQ_ERR_SUCCESS : MOSQ_ERR_PLUGIN_DEFER;
 }

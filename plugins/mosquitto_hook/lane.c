@@ -362,16 +362,22 @@ static bool is_removed(struct lane *lane, uint64_t now_us)
 	if (now_us - lane->looked_us < LOOK_US)
 		return false;
 	lane->looked_us = now_us;
-	return lane->file >= 0 && fstat(lane->file, &status) == 0 && status.st_nlink == 0;
+	if (lane->file < 0 || fstat(lane->file, &status) != 0 || status.st_nlink > 0)
+		return false;
+	snprintf(lane->problem, sizeof lane->problem, "lane %.300s: its last file was deleted while messages were written to it",
+		lane->path);
+	return true;
+}
+
+bool lane_is_removed(struct lane *lane)
+{
+	return is_removed(lane, machine_now_us());
 }
 
 static enum lane_result append(struct lane *lane, const struct frame *frame, size_t size)
 {
-	if (is_removed(lane, frame->accepted_us)) {
-		snprintf(lane->problem, sizeof lane->problem, "lane %.300s: its last file was deleted while messages were written to it",
-			lane->path);
+	if (is_removed(lane, frame->accepted_us))
 		return LANE_REMOVED;
-	}
 	enum lane_result room = make_room(lane, size);
 	if (sync_failed(lane, atomic_load(&lane->synced.error)))
 		return LANE_FAILED;

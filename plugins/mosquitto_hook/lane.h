@@ -10,6 +10,10 @@
 
 #define LANE_TEXT_BYTES 1024u
 
+/* How long to wait before a lane is opened that could not be opened: it is damaged or somebody else's, and a look at each
+ * message would stall the broker. */
+#define LANE_RETRY_US 5000000u
+
 struct lane;
 
 struct lane_options {
@@ -34,6 +38,9 @@ enum lane_result lane_append(struct lane *lane, const struct frame *frame);
 
 /* Whether the message would be refused now, as far as can be told without writing; then it counts as refused. */
 bool lane_is_full(struct lane *lane, const struct frame *frame);
+
+/* Whether somebody has deleted it, `lane_problem` says so; it is to be opened anew. Looks once in a millisecond. */
+bool lane_is_removed(struct lane *lane);
 
 /* Offset that the next message gets. */
 uint64_t lane_next_offset(const struct lane *lane);

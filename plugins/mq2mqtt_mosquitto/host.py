@@ -218,7 +218,7 @@ class MosquittoHost:
             if more and name in _DROPS:
                 self._count_drops(of, name, more)
             elif more and name == "events_lost":
-                logger.warning("the hook lost {} client events: its lane was full", more)
+                logger.warning("the hook lost {} client events: its lane was full, or could not be opened", more)
         problem = stats.problems.get(CLIENT_EVENTS)
         if problem is not None and problem != before.problems.get(CLIENT_EVENTS):
             logger.error("the hook: {}", problem)

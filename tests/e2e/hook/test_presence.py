@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import re
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,7 @@ async def test_coming_and_going(broker: Mosquitto) -> None:
     gone = await broker.gone("dev-1")
     assert gone["channelId"] == came["channelId"]
     device = await broker.connect("dev-1")
+    await until(lambda: broker.events()[-1]["type"] == "connect", what="the second connect")
     again = await broker.event("connect", "dev-1")
     assert again["channelId"] != came["channelId"]
     assert again["cleanSession"] is True
@@ -129,6 +132,60 @@ async def test_events_that_find_no_space_are_counted_and_told_of(
     assert (await sidecar.stats())["events_lost", ""] >= lost
     await device.drop()
     await sidecar.client.drop()
+
+
+@pytest.mark.parametrize("reload", [False, True])
+async def test_a_lane_of_events_that_was_no_directory_is_opened_when_it_is_mended(
+    reload: bool,  # noqa: FBT001 - a case
+    stopped: Mosquitto,
+) -> None:
+    lane = stopped.spool / ".clients"
+    lane.touch()
+    await stopped.start()
+    sidecar = await Sidecar.connect(stopped)
+    device = await stopped.connect("dev-1")
+    assert str(lane) in (await sidecar.problems())[".clients"]
+    lane.unlink()
+    if reload:
+        stopped.process.send_signal(signal.SIGHUP)
+    # Else it is looked at again after 5 s.
+    await until(lambda: stopped.events() != [], what="the lane")
+    # Who came before is in the list that this asks for.
+    assert [event["type"] for event in stopped.events()] == ["overflow"]
+    assert await sidecar.problems() == {}
+    await device.drop()
+    assert (await stopped.event("tcpclean", "dev-1"))["channelId"].endswith("-2")
+    await sidecar.client.drop()
+
+
+@pytest.mark.parametrize("idle", [False, True])
+async def test_a_lane_of_events_that_is_deleted_is_begun_anew(
+    idle: bool,  # noqa: FBT001 - a case
+    broker: Mosquitto,
+    sidecar: Sidecar,
+) -> None:
+    device = await broker.connect("dev-1")
+    await broker.event("connect", "dev-1")
+    shutil.rmtree(broker.spool / ".clients")
+    # The hook looks once in a millisecond.
+    await asyncio.sleep(0.01)
+    if not idle:
+        await device.drop()
+    await until_problem(sidecar)
+    assert (await sidecar.stats())["events_lost", ""] == (0 if idle else 1)
+    await until(lambda: [event["type"] for event in broker.events()] == ["overflow"], what="the lane")
+    assert await sidecar.problems() == {}
+    again = await broker.connect("dev-2")
+    await broker.event("connect", "dev-2")
+    for client in (device, again):
+        await client.drop()
+
+
+async def until_problem(sidecar: Sidecar) -> None:
+    """Wait until the hook says that the lane of events was deleted."""
+    async with asyncio.timeout(30):
+        while "was deleted" not in (await sidecar.problems()).get(".clients", ""):
+            await asyncio.sleep(0.05)
 
 
 async def test_many_clients_come_and_go(broker: Mosquitto) -> None:
