@@ -13,13 +13,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mq2mqtt import __version__
 from tests.bridge_process import BridgeProcess
+from tests.thorough import FACTOR
 
 _BEGIN = "<!-- fault table on {host}: begin -->"
 _END = "<!-- fault table on {host}: end -->"
 
 _HEAD = (
-    "| fault | traffic | acknowledged | arrived | missing | duplicated | out of order | stall | told down | reason |",
-    "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    "| fault | traffic | acknowledged | arrived | missing | duplicated | out of order | stall | told down | reason "
+    "| run |",
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
 )
 _DOWNLINK_OUTCOMES = (
     "delivered",
@@ -103,8 +105,8 @@ class FaultRow:
             longest_stall=max(stalls, default=None),
         )
 
-    def markdown(self) -> str:
-        """Return the row of a Markdown table."""
+    def markdown(self, run: str) -> str:
+        """Return the row of a Markdown table; `run` says when and how it was measured."""
         cells = (
             self.fault,
             self.traffic,
@@ -112,6 +114,7 @@ class FaultRow:
             _seconds(self.longest_stall),
             _seconds(self.told_down),
             self.reason.replace("|", r"\|") or "-",
+            run,
         )
         return f"| {' | '.join(cells)} |"
 
@@ -133,30 +136,43 @@ class FaultTable:
 
     def lines(self) -> list[str]:
         """Return where and when it was measured, and the table."""
-        return [self._caption(), "", *_HEAD, *(row.markdown() for row in self.rows)]
+        return [self._caption(), "", *_HEAD, *(row.markdown(_this_run()) for row in self.rows)]
 
     def write(self, file: Path) -> None:
-        """Bring this host's table in `file` up to date: the rows of a fault replace those of the same fault."""
+        """Bring this host's table in `file` up to date: the rows of a fault replace those of the same fault.
+
+        The others stay as they are, with the run that they are of. A file without the table gets it at its end.
+        """
         begin, end = _BEGIN.format(host=self._host), _END.format(host=self._host)
-        before, rest = file.read_text().split(begin)
-        old, after = rest.split(end)
+        text = file.read_text() if file.exists() else ""
+        before, _, rest = text.partition(begin)
+        old, found, after = rest.partition(end)
+        if not found:
+            before, old, after = text, "", "\n"
         by_fault: defaultdict[str, list[str]] = defaultdict(list)
         for line in old.splitlines():
             if line.startswith("| ") and line not in _HEAD:
                 by_fault[line.removeprefix("| ").partition(" | ")[0]].append(line)
         for fault in dict.fromkeys(row.fault for row in self.rows):
-            by_fault[fault] = [row.markdown() for row in self.rows if row.fault == fault]
+            by_fault[fault] = [row.markdown(_this_run()) for row in self.rows if row.fault == fault]
         table = [self._caption(), "", *_HEAD, *(line for lines in by_fault.values() for line in lines)]
         file.write_text("\n".join([f"{before}{begin}", *table, f"{end}{after}"]))
 
     def _caption(self) -> str:
-        today = datetime.now(tz=UTC).date()
         load = os.getloadavg()[1]
         return (
-            f"Last run {today}: mq2mqtt {__version__}, RocketMQ {self._rocketmq_version}, {self._broker}, "
+            f"Last run {_today()}: mq2mqtt {__version__}, RocketMQ {self._rocketmq_version}, {self._broker}, "
             f"Python {platform.python_version()}, {platform.system()} {platform.release()}, "
             f"{os.cpu_count()} cores, load {load:.1f}."
         )
+
+
+def _today() -> str:
+    return str(datetime.now(tz=UTC).date())
+
+
+def _this_run() -> str:
+    return _today() if FACTOR == 1 else f"{_today()}, MQ2MQTT_THOROUGH={FACTOR}"
 
 
 def _seconds(value: float | None) -> str:
