@@ -100,9 +100,13 @@ def test_a_downlink_message_is_counted_once_and_the_sum_holds(
     assert registry.get_sample_value("mq2mqtt_dropped_total", {"rule": "down-rule", "reason": "slow_device"}) == 1.0
 
 
-def test_latencies_land_in_their_buckets(registry: CollectorRegistry, telemetry: Telemetry) -> None:
+def test_latencies_land_in_their_buckets(
+    registry: CollectorRegistry, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rule = telemetry.rules["up-rule"]
-    rule.sent([int((time.time() - 0.3) * 1e6), int((time.time() - 20) * 1e6)])
+    now_ns = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns)
+    rule.sent([now_ns // 1000 - 300_000, now_ns // 1000 - 20_000_000])
 
     def bucket(bound: str) -> float | None:
         return registry.get_sample_value("mq2mqtt_uplink_seconds_bucket", {"rule": "up-rule", "le": bound})

@@ -123,7 +123,7 @@ async def test_news_comes_when_a_lane_is_begun(hosts: Hosts) -> None:
 
 async def test_subscriptions_for_wills_end_with_their_rules(hosts: Hosts, broker: Mosquitto) -> None:
     def ended() -> list[str]:
-        lines = [line.partition(": ")[2] for line in broker.log().splitlines()]
+        lines = [line.partition(": ")[2] for line in broker.log_file.read_text().splitlines()]
         return [after.strip() for line, after in itertools.pairwise(lines) if "Received UNSUB" in line]
 
     await hosts.start("a", "b", "c")
@@ -132,7 +132,7 @@ async def test_subscriptions_for_wills_end_with_their_rules(hosts: Hosts, broker
     await hosts.host.stop()
     # The broker has kept the session.
     await hosts.start("b", "d")
-    assert ended() == ["c/#", "a/#"]
+    await until(lambda: ended() == ["c/#", "a/#"])
 
 
 async def test_the_reason_while_there_is_no_hook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
