@@ -56,7 +56,7 @@ EXPERIMENTS = {
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_quick_run_measures_everything(rocketmq: SharedRocketMQ, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [
@@ -83,7 +83,8 @@ def test_a_quick_run_measures_everything(rocketmq: SharedRocketMQ, tmp_path: Pat
         for metric, unit in metrics.items():
             row = found[experiment, metric]
             assert row["unit"] == unit
-            assert row["value"] > 0 or unit in {"%", "us/msg"}  # the clock of a process ticks every 10 ms
+            # The clock of a process ticks every 10 ms, and its memory does not grow with each connection.
+            assert row["value"] > 0 or unit in {"%", "us/msg", "KiB"}
     for experiment in ("uplink-amqtt-qos1-1pub", "uplink-amqtt-qos1-20pub", "uplink-amqtt-qos0-1pub"):
         row = found[experiment, "published"]
         assert row["ratio"] == pytest.approx(row["value"] / row["baseline"])
