@@ -1,7 +1,8 @@
 """What `mq2mqtt explain` prints: which rules take a message, and exactly what they make of it. Asks no server."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import typer
 
@@ -20,6 +21,10 @@ __all__ = ["StoredMessage", "explain_client", "explain_publish", "explain_stored
 _OK, _PROBLEMS = 0, 1
 _MAX_SHOWN_BYTES = 512
 _ANY_OFFSET = 0
+_PLAIN_QOS: Final = 1
+"""Highest QoS of what a plain MQTT client fetches, so what RocketMQ is told of: docs/mqtt.md."""
+
+_Host = Literal["amqtt", "mosquitto", "mqtt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class StoredMessage:
 
 def explain_publish(settings: Settings, message: MqttMessage) -> int:
     """Print what becomes of a device's publish; return 0 when a rule takes it, else 1."""
-    topic = message.topic
+    topic, host = message.topic, _host(settings)
     typer.echo(f"PUBLISH {topic!r}, {_describe(message)}, from client {message.client_id!r}")
     if obstacle := _obstacle(settings, message):
         typer.echo(f"  not taken: {obstacle}")
@@ -45,21 +50,40 @@ def explain_publish(settings: Settings, message: MqttMessage) -> int:
     rules = settings.rule_set
     outbound = rules.outbound(topic)
     address = topics.p2p_address(topic)
-    if address is not None:
+    if address is not None and host == "mqtt":
+        typer.echo(f"  P2P: reaches {_eavesdroppers(topic)}")
+    elif address is not None:
         typer.echo(f"  P2P: goes to client {address.client_id!r} alone, no subscription sees it")
     if outbound is None:
         parent = rules.parent_rule(topics.parent_of(topic))
         typer.echo(f"  not sent to RocketMQ: {_why_not_outbound(parent, topic)}")
-        return _OK if address is not None else _PROBLEMS
+        return _OK if address is not None and host != "mqtt" else _PROBLEMS
+    if host == "mqtt":
+        typer.echo("  a plain MQTT client is not told who published it, nor of that session, and fetches QoS 2 as 1")
+        message = replace(message, qos=min(message.qos, _PLAIN_QOS), client_id="", clean_session=True)
     return _show_outbound(settings, outbound, message)
+
+
+def _host(settings: Settings) -> _Host:
+    """Return the broker that `settings` are for: without `host` it is `mq2mqtt run`'s, as `check` takes it."""
+    return settings.host.type if settings.host.model_fields_set else "amqtt"
+
+
+def _eavesdroppers(p2p_topic: str) -> str:
+    """Say whom a P2P message reaches where the broker takes it for an ordinary one."""
+    parent = topics.parent_of(p2p_topic)
+    return f"whoever subscribes to {p2p_topic!r}, or to {f'{parent}/#'!r}: an ordinary topic to the broker"
 
 
 def _obstacle(settings: Settings, message: MqttMessage) -> str | None:
     """Say why no rule gets to see `message`."""
-    topic, limits = message.topic, settings.limits
-    if topics.is_legacy_request(topic):
+    topic, host = message.topic, _host(settings)
+    if topics.is_legacy_request(topic) and host != "mqtt":
         return "it asks, as clients of ApsaraMQ do, for what is always on here: acknowledged and ignored"
-    if problem := "begins with $: it is the broker's own" if topic.startswith("$") else topics.topic_problem(topic):
+    if topic.startswith("$"):
+        end = ", the broker closes the connection" if host == "amqtt" else ""
+        return f"the topic begins with $: it is the broker's own{end}"
+    if problem := topics.topic_problem(topic):
         return f"the topic {problem}, the broker closes the connection"
     parent = topics.parent_of(topic)
     if settings.rule_set.parent_rule(parent) is None:
@@ -67,6 +91,13 @@ def _obstacle(settings: Settings, message: MqttMessage) -> str | None:
         similar = [name for name in known if name.lower() == parent.lower()]
         hint = f"MQTT topics are case-sensitive: {similar[0]}" if similar else ", ".join(known) or "no rules"
         return f"no rule has the parent topic {parent!r} ({hint})"
+    if (over := _over_limit(settings, message)) is not None:
+        return f"{over}; its subscribers get it all the same" if host == "mqtt" else over
+    return None
+
+
+def _over_limit(settings: Settings, message: MqttMessage) -> str | None:
+    topic, limits = message.topic, settings.limits
     if limits.topic_chars is not None and len(topic) > limits.topic_chars:
         return f"the topic has {len(topic)} characters, limits.topic_chars is {limits.topic_chars}"
     if limits.payload_bytes is not None and len(message.payload) > limits.payload_bytes:
@@ -106,7 +137,7 @@ def explain_client(settings: Settings, client_id: str) -> int:
     typer.echo(f"CONNECT of client {client_id!r}")
     group = group_of(client_id)
     rule = settings.rule_set.status(group)
-    if rule is None or settings.host.type == "mqtt":
+    if rule is None or _host(settings) == "mqtt":
         typer.echo(f"  not told: {_why_not_told(settings, group)}")
         return _PROBLEMS
     typer.echo(f"  rule {rule.id} tells RocketMQ, and also of its end (tags disconnect, tcpclean):")
@@ -119,7 +150,7 @@ def explain_client(settings: Settings, client_id: str) -> int:
 
 
 def _why_not_told(settings: Settings, group: str) -> str:
-    if settings.host.type == "mqtt":
+    if _host(settings) == "mqtt":
         return UNSEEN
     if not group:
         return "its id is not <GroupID>@@@<DeviceID>"
@@ -158,8 +189,12 @@ def _show_inbound(settings: Settings, rule: InboundRule, message: StoredMessage)
         return False
     for name in inbound.invalid:
         typer.echo(f"  rule {rule.id} ignores {name}: {_shown(message.properties[name])} is not in the contract")
-    typer.echo(f"  rule {rule.id} publishes to {_receivers(inbound)}:")
-    typer.echo(f"    topic {inbound.shown_topic or inbound.message.topic!r}, {_describe(inbound.message)}")
+    topic = _topic_seen(_host(settings), rule, inbound)
+    if topic.is_real and message.properties.get("mqttRealTopic") and "mqttRealTopic" not in inbound.invalid:
+        typer.echo(f"  rule {rule.id} ignores mqttRealTopic: this broker shows everybody the real topic")
+    typer.echo(f"  rule {rule.id} publishes to {topic.receivers}:")
+    typer.echo(f"    topic {topic.name!r}, {_describe(inbound.message)}")
+    _show_mqtt5(inbound)
     return True
 
 
@@ -174,10 +209,40 @@ def _inbound_obstacle(rule: InboundRule, properties: Mapping[str, str]) -> str |
     return None
 
 
-def _receivers(inbound: Inbound) -> str:
-    if inbound.p2p_target is not None:
-        return f"client {inbound.p2p_target!r} alone (P2P)"
-    return f"the subscribers of {inbound.message.topic!r}"
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Under which topic a message reaches whom."""
+
+    name: str
+    receivers: str
+    is_real: bool
+    """Whether `mqttRealTopic` has no say."""
+
+
+def _topic_seen(host: _Host, rule: InboundRule, inbound: Inbound) -> _Seen:
+    topic = inbound.message.topic
+    if inbound.p2p_target is None:
+        shows = host == "amqtt"
+        name = inbound.shown_topic if shows and inbound.shown_topic is not None else topic
+        return _Seen(name, f"the subscribers of {topic!r}", is_real=not shows)
+    if host == "mqtt":
+        topic = topics.p2p_topic(rule.target, inbound.p2p_target)
+        return _Seen(topic, f"{_eavesdroppers(topic)} (P2P)", is_real=True)
+    return _Seen(topic, f"client {inbound.p2p_target!r} alone (P2P)", is_real=False)
+
+
+def _show_mqtt5(inbound: Inbound) -> None:
+    """Print what only receivers with MQTT 5 see, and for how long the message is worth delivering."""
+    properties = inbound.message.properties
+    if properties is not None:
+        if properties.content_type is not None:
+            typer.echo(f"    content type {_shown(properties.content_type)}")
+        for name, value in properties.user:
+            typer.echo(f"    user property {_shown(name)} = {_shown(value)}")
+    if inbound.lifetime == 0:
+        typer.echo("    lifetime 0 s: it is delivered at once or never")
+    elif inbound.lifetime is not None:
+        typer.echo(f"    lifetime {inbound.lifetime} s from when it was sent to RocketMQ, then it is dropped")
 
 
 def _describe(message: MqttMessage) -> str:

@@ -1,4 +1,8 @@
+import contextlib
+import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import yaml
@@ -7,12 +11,17 @@ from hypothesis import strategies as st
 
 from mq2mqtt import settings
 from mq2mqtt.explain import StoredMessage, explain_client, explain_publish, explain_stored
+from mq2mqtt.host import TopicRoute
 from mq2mqtt.host.memory import MemoryHost
 from mq2mqtt.intake import BridgeIntake
+from mq2mqtt.mapping import to_rocketmq
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.presence import Presence
-from mq2mqtt.settings import Settings
+from mq2mqtt.settings import HostSettings, Settings
+from mq2mqtt.spool.frame import decode_frames, encode_publish
 from mq2mqtt.telemetry import Telemetry
+from mq2mqtt_mosquitto.client import Incoming, MqttClient
+from mq2mqtt_mqtt.feed import Feed
 
 RULES = [
     {"id": "out", "type": "outbound", "source": "sensors", "target": "mq_sensors"},
@@ -29,6 +38,11 @@ def load(directory: Path, **more: object) -> Settings:
     path = directory / "mq2mqtt.yaml"
     path.write_text(yaml.safe_dump({"node": "n1", "rules": RULES, **more}))
     return settings.load(path)
+
+
+def beside(loaded: Settings, host: str) -> Settings:
+    """Return `loaded` for another broker."""
+    return loaded.model_copy(update={name: HostSettings.model_validate(value) for name, value in HOSTS[host].items()})
 
 
 @pytest.fixture(scope="module")
@@ -111,17 +125,157 @@ def test_limits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "limits.payload_bytes is 3" in published(limited, capsys, "sensors/x")[1]
 
 
-@given(
-    topic=st.lists(st.sampled_from(["sensors", "lights", "devices", "p2p", "$SYS", "x", "", "+"]), max_size=4).map(
-        "/".join
-    )
+HOSTS: dict[str, dict[str, object]] = {
+    "amqtt": {},
+    "mosquitto": {"host": {"type": "mosquitto"}},
+    "mqtt": {"host": {"type": "mqtt"}},
+}
+some_topics = st.lists(
+    st.sampled_from(["sensors", "lights", "devices", "p2p", "$SYS", "enableOrderMsg", "x", "", "+"]), max_size=4
+).map("/".join)
+
+
+class Noting(BridgeIntake):
+    """Notes what reaches a lane."""
+
+    def __init__(self, loaded: Settings) -> None:
+        super().__init__(
+            rules=loaded.rule_set,
+            lanes={},
+            limits=loaded.limits,
+            host=MemoryHost(),
+            presence=Presence(),
+            telemetry=Telemetry(),
+        )
+        self.accepted: list[tuple[str, MqttMessage]] = []
+
+    def accept(self, route: TopicRoute, message: MqttMessage, *, will: bool = False) -> None:  # noqa: ARG002 - see `Intake`
+        if route.outbound is not None:
+            self.accepted.append((route.outbound, message))
+
+
+def explained(loaded: Settings, message: MqttMessage) -> tuple[int, list[str]]:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = explain_publish(loaded, message)
+    return code, [line.strip() for line in text.getvalue().splitlines()]
+
+
+def sent(loaded: Settings, intake: Noting) -> list[str]:
+    """Return the properties of what reached the lane, as they are printed."""
+    lines: list[str] = []
+    for rule_id, message in intake.accepted:
+        (frame,), _ = decode_frames(encode_publish(message, accepted_us=0), 0, max_frames=1)
+        properties = to_rocketmq(frame, node=loaded.node, rule_id=rule_id, offset=0, topic="mq_sensors").properties
+        lines += [f"{name} = {value}" for name, value in properties.items() if name != "KEYS"]
+    return lines
+
+
+@pytest.mark.parametrize("host", ["amqtt", "mosquitto"])
+@given(topic=some_topics, qos=st.integers(0, 2), clean_session=st.booleans())
+def test_it_agrees_with_what_the_bridge_does(
+    loaded: Settings, host: str, topic: str, *, qos: int, clean_session: bool
+) -> None:
+    intake = Noting(beside(loaded, host))
+    message = MqttMessage(topic, b"x", qos, client_id="c1", clean_session=clean_session)
+    route = intake.route(topic)
+    if route is not None:
+        intake.accept(route, message)
+    code, lines = explained(beside(loaded, host), message)
+    assert (code == 0) == (route is not None)
+    assert [line for line in lines if " = " in line and "KEYS" not in line] == sent(loaded, intake)
+
+
+@given(topic=some_topics, qos=st.integers(0, 2), clean_session=st.booleans())
+def test_it_agrees_with_what_a_plain_mqtt_client_does(
+    loaded: Settings, topic: str, *, qos: int, clean_session: bool
+) -> None:
+    here = beside(loaded, "mqtt")
+    intake = Noting(here)
+    feed = Feed("any", intake=intake, dropped=lambda *_: None)
+    client = cast("MqttClient", SimpleNamespace(acknowledge=lambda _: None))
+    # The broker hands on what it was published with, up to the QoS of the subscription.
+    feed.take(client, Incoming(topic, b"x", min(qos, 1), retain=False, properties=None, packet_id=1))
+    code, lines = explained(here, MqttMessage(topic, b"x", qos, client_id="c1", clean_session=clean_session))
+    assert (code == 0) == bool(intake.accepted)
+    assert [line for line in lines if " = " in line and "KEYS" not in line] == sent(loaded, intake)
+
+
+@pytest.mark.parametrize(
+    ("host", "topic", "line"),
+    [
+        ("mqtt", "$SYS/enableOrderMsg", "not taken: the topic begins with $: it is the broker's own"),
+        ("mosquitto", "$own/x", "not taken: the topic begins with $: it is the broker's own"),
+        ("mosquitto", "sensors/p2p/dev", "P2P: goes to client 'dev' alone, no subscription sees it"),
+        (
+            "mqtt",
+            "sensors/p2p/dev",
+            "P2P: reaches whoever subscribes to 'sensors/p2p/dev', or to 'sensors/#': an ordinary topic to the broker",
+        ),
+        (
+            "mqtt",
+            "sensors/long/topic",
+            "not taken: the topic has 18 characters, limits.topic_chars is 16; its subscribers get it all the same",
+        ),
+    ],
 )
-def test_it_agrees_with_what_the_bridge_does(loaded: Settings, topic: str) -> None:
-    host, telemetry = MemoryHost(), Telemetry()
-    intake = BridgeIntake(
-        rules=loaded.rule_set, lanes={}, limits=loaded.limits, host=host, presence=Presence(), telemetry=telemetry
+def test_a_publish_beside_other_brokers(host: str, topic: str, line: str, tmp_path: Path) -> None:
+    here = load(tmp_path, limits={"topic_chars": 16}, **HOSTS[host])
+    assert line in explained(here, MqttMessage(topic, b"x"))[1]
+
+
+REAL_TOPIC_IGNORED = "rule inb ignores mqttRealTopic: this broker shows everybody the real topic"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_real_topic_is_shown_where_the_broker_can(
+    host: str, loaded: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    properties = {"TAGS": "MQ2MQTT", "mqttSecondTopic": "x", "mqttRealTopic": "lamp"}
+    code, lines = stored(beside(loaded, host), capsys, "mq_commands", **properties)
+    assert code == 0
+    seen = "devices/lamp" if host == "amqtt" else "devices/x"
+    assert f"topic {seen!r}, QoS 1, clean session, payload b'on'" in lines
+    assert (REAL_TOPIC_IGNORED in lines) == (host != "amqtt")
+
+
+def test_a_p2p_message_beside_a_plain_mqtt_client_is_no_secret(
+    loaded: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    properties = {"TAGS": "MQ2MQTT", "mqttSecondTopic": "/p2p/dev", "mqttRealTopic": "lamp"}
+    code, lines = stored(beside(loaded, "mqtt"), capsys, "mq_commands", **properties)
+    assert code == 0
+    assert any(
+        line.startswith("rule inb publishes to whoever subscribes to 'devices/p2p/dev', or to 'devices/#'")
+        for line in lines
     )
-    assert (explain_publish(loaded, MqttMessage(topic, b"x")) == 0) == (intake.route(topic) is not None)
+    assert "topic 'devices/p2p/dev', QoS 1, clean session, payload b'on'" in lines
+    assert REAL_TOPIC_IGNORED in lines
+
+
+@pytest.mark.parametrize(
+    ("ttl", "lifetime"),
+    [
+        ("9", "lifetime 9 s from when it was sent to RocketMQ, then it is dropped"),
+        ("700", "lifetime 60 s from when it was sent to RocketMQ, then it is dropped"),
+        ("0", "lifetime 0 s: it is delivered at once or never"),
+    ],
+)
+def test_a_stored_message_shows_its_mqtt_5_properties_and_its_time(
+    ttl: str, lifetime: str, loaded: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, lines = stored(
+        loaded,
+        capsys,
+        "mq_commands",
+        TAGS="MQ2MQTT",
+        mqtt5UserProperty='[{"key":"unit","value":"C"}]',
+        mqtt5ContentType="text/plain",
+        mqtt5MsgExpireInterval="60",
+        ttlSeconds=ttl,
+    )
+    for line in ("user property unit = C", "content type text/plain", lifetime):
+        assert line in lines
 
 
 def test_a_stored_message_shows_what_devices_get(loaded: Settings, capsys: pytest.CaptureFixture[str]) -> None:
