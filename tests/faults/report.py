@@ -19,8 +19,10 @@ _BEGIN = "<!-- fault table on {host}: begin -->"
 _END = "<!-- fault table on {host}: end -->"
 
 _HEAD = (
-    "| fault | traffic | acknowledged | arrived | missing | duplicated | out of order | stall | told down | reason "
-    "| run |",
+    (
+        "| fault | traffic | acknowledged | arrived | missing | duplicated | out of order "
+        "| stall | told down | reason | run |"
+    ),
     "|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|",
 )
 _DOWNLINK_OUTCOMES = (
