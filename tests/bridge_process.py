@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mq2mqtt.quickstart.ports import free_ports
 
-_START_SECONDS = 30.0
+_START_SECONDS = 90.0
 _LISTEN = "0A"  # a socket's state in /proc/net/tcp
 
 
@@ -110,9 +110,7 @@ class BridgeProcess:
         return status == 200 and self._listens()
 
     def _listens(self) -> bool:
-        # The admin port answers first; a connection just to try would look like a device that gives up.
-        sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
-        return any(fields[1].endswith(f":{self.mqtt_port:04X}") and fields[3] == _LISTEN for fields in sockets)
+        return listens(self.mqtt_port)  # the admin port answers first
 
     def describe(self) -> str:
         return f"the bridge is not ready\n{self.log()}"
@@ -120,9 +118,10 @@ class BridgeProcess:
     def log(self) -> str:
         return self.log_file.read_text()[-8000:]
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, *, seconds: float = 20.0) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(self.admin_url + path, timeout=5) as response:  # noqa: S310 - our own http URL
+            url = self.admin_url + path
+            with urllib.request.urlopen(url, timeout=seconds) as response:  # noqa: S310 - our own http URL
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -159,7 +158,7 @@ class BridgeProcess:
         """SIGTERM; return the exit code."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
 
 def start_process(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -169,7 +168,13 @@ def start_process(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]
     return process
 
 
-def wait_for(condition: Any, *, seconds: float = 20.0, what: Any = "the condition") -> None:  # noqa: ANN401
+def listens(port: int) -> bool:
+    """Whether a program listens; a connection just to try would look like a device that gives up."""
+    sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
+    return any(fields[1].endswith(f":{port:04X}") and fields[3] == _LISTEN for fields in sockets)
+
+
+def wait_for(condition: Any, *, seconds: float = 60.0, what: Any = "the condition") -> None:  # noqa: ANN401
     """Wait until `condition()` is true; fail with `what` (a text, or a function that makes one)."""
     deadline = time.monotonic() + seconds
     while not condition():

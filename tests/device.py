@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 class Device:
@@ -35,6 +35,7 @@ class Device:
             transport=transport,
         )
         self.client.max_inflight_messages_set(100)
+        self.client.reconnect_delay_set(1, 2)
         self.client.max_queued_messages_set(0)
         self.client.on_connect = self._on_connect
         self.client.on_subscribe = self._on_subscribe

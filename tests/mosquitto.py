@@ -14,11 +14,12 @@ from typing import NoReturn
 import pytest
 
 from mq2mqtt.quickstart.ports import free_port
-from tests.bridge_process import start_process, wait_for
+from tests.bridge_process import listens, start_process, wait_for
 
 _ROOT = Path(__file__).parents[1]
 _HOOK = _ROOT / "plugins" / "mosquitto_hook"
-_START_SECONDS = 30.0
+_START_SECONDS = 90.0
+_STOP_SECONDS = 60.0
 
 TOKEN = "a token of the tests"  # noqa: S105 - of brokers on 127.0.0.1 that live for a test
 
@@ -126,8 +127,7 @@ class Mosquitto:
     def listens(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"mosquitto ended:\n{self.log()}"
-        sockets = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())
-        return any(fields[1].endswith(f":{self.port:04X}") and fields[3] == "0A" for fields in sockets)
+        return listens(self.port)
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")[-8000:]
@@ -140,6 +140,13 @@ class Mosquitto:
 
     def stop(self) -> int:
         """SIGTERM; return the exit code."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        process = self.process
+        assert process is not None
+
+        def ended() -> bool:
+            # Again and again: Mosquitto forgets one that comes before its loop.
+            process.send_signal(signal.SIGTERM)
+            return process.poll() is not None
+
+        wait_for(ended, seconds=_STOP_SECONDS, what=self.log)
+        return process.wait()

@@ -10,7 +10,7 @@ from typing import Self
 CONNECT, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 1, 2, 3, 4, 5, 6, 7
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK, PINGREQ, PINGRESP, DISCONNECT = 8, 9, 10, 11, 12, 13, 14
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long a test waits for what must happen; the machine may be busy."""
 
 

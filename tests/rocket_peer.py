@@ -30,7 +30,9 @@ class RocketPeer:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._link = NativeLink(namesrv=self._namesrv, client_id=f"peer@{uuid.uuid4().hex}", **self._options)
+        # A busy broker may take longer than a bridge waits for it, and what is sent again may be there twice.
+        options = {"request_timeout": 20.0, **self._options}
+        self._link = NativeLink(namesrv=self._namesrv, client_id=f"peer@{uuid.uuid4().hex}", **options)
         self._do(self._link.start())
         return self
 

@@ -39,4 +39,4 @@ class StockAmqtt(BridgeProcess):
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)

@@ -36,7 +36,7 @@ class Stream(threading.Thread):
     def stop(self) -> None:
         """End after what is pending is acknowledged, at most 10 s later."""
         self._stopping.set()
-        self.join(15)
+        self.join(30)
         assert not self.is_alive()
 
     def give_up(self) -> None:
@@ -52,7 +52,7 @@ class Stream(threading.Thread):
                 if time.monotonic() > deadline:
                     return
             try:
-                with socket.create_connection(self._address, timeout=2) as sock:
+                with socket.create_connection(self._address, timeout=10) as sock:
                     self.connections += 1
                     self._resume(sock)
                     self._publish(sock)

@@ -18,9 +18,11 @@ from tests.bridge_process import BridgeProcess, wait_for
 from tests.conftest import run_on_jvm
 from tests.device import Device
 from tests.rocket_peer import RocketPeer, wait_for_messages
+from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
+_TOLD_SECONDS = 5.0 * PATIENCE
 _DOCS = (Path(__file__).parents[2] / "docs" / "rocketmq.md").read_text()
 _SECRET = "s3cret-of-the-bridge"  # noqa: S105 - for this test's own RocketMQ
 _GET_BROKER_CONFIG = 26  # needs a valid key and no right
@@ -178,9 +180,9 @@ def _down(bridge: BridgeProcess, rule: str, words: str) -> bool:
 
 
 def _expect_down(bridge: BridgeProcess, words: str) -> None:
-    """Wait until both rules are down, 5 s at most, and for a reason that has `words`."""
+    """Wait until both rules are down, in time, and for a reason that has `words`."""
     for rule in bridge.readiness():
-        wait_for(lambda: _down(bridge, rule, words), seconds=5, what=lambda: f"{bridge.readiness()}")  # noqa: B023
+        wait_for(lambda: _down(bridge, rule, words), seconds=_TOLD_SECONDS, what=lambda: f"{bridge.readiness()}")  # noqa: B023
 
 
 def _problems(bridge: BridgeProcess) -> list[str]:
@@ -244,7 +246,9 @@ def test_a_rule_without_a_right_holds_up_no_other(guard: Guard, bridge: BridgePr
     guard.grant()
     bridge.config["rules"] = [*_RULES, _FORBIDDEN]
     bridge.start(ready=False)
-    wait_for(lambda: _down(bridge, "others-in", "mq_others"), seconds=5, what=lambda: f"{bridge.readiness()}")
+    wait_for(
+        lambda: _down(bridge, "others-in", "mq_others"), seconds=_TOLD_SECONDS, what=lambda: f"{bridge.readiness()}"
+    )
     (problem,) = _problems(bridge)
     assert "others-in: RocketMQ topic mq_others: " in problem
     with RocketPeer(guard.server.namesrv, **_KEYS) as peer:

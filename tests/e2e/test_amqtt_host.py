@@ -27,11 +27,12 @@ from mq2mqtt import settings
 from mq2mqtt.errors import ConfigError
 from mq2mqtt.quickstart.ports import free_ports
 from mq2mqtt_amqtt.run import RunningBroker, run_broker
+from tests.bridge_process import listens
 from tests.mqtt_client import Client
 
 pytestmark = pytest.mark.e2e
 
-_SECONDS = 30.0
+_SECONDS = 60.0
 _ANONYMOUS = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
 _COMMAND = Path(sys.executable).parent / "amqtt"
 
@@ -86,9 +87,7 @@ class AmqttCommand:
 
         def listening() -> bool:
             assert process.poll() is None, self.log()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return True
-            return False
+            return all(listens(port) for port in (self.port, self.ws_port))
 
         wait_for(listening, f"amqtt does not listen: {self.log()}")
 

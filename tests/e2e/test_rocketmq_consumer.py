@@ -21,6 +21,7 @@ from mq2mqtt.rocketmq.route import ReadQueue
 from mq2mqtt.rocketmq.start_offsets import Start
 from tests.conftest import MakeTopic, SharedRocketMQ, StartRocketMQ
 from tests.java_peer import JavaPeer, run_java_peer
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.e2e
 
@@ -344,7 +345,7 @@ async def test_no_message_is_lost_over_a_killed_broker(own_rocketmq: RocketMQ) -
         sending = asyncio.create_task(_keep_sending(client, "t", sent, stop), name="sending")
         await until(lambda: len(one.messages) > 50)
         own_rocketmq.kill_broker()
-        await until(lambda: one.consumer.problem is not None, seconds=5)
+        await until(lambda: one.consumer.problem is not None, seconds=5 * PATIENCE)
         await own_rocketmq.start_broker()
         await one.up()
         count = len(sent)
@@ -370,10 +371,10 @@ async def test_a_broker_that_hangs_shows_within_five_seconds(own_rocketmq: Rocke
                 await send(client, "t", numbers(2))
                 await until(lambda: len(two.messages) == len(one.messages) == 2)
                 own_rocketmq.pause_broker()
-                await until(lambda: one.consumer.problem is not None, seconds=5)
+                await until(lambda: one.consumer.problem is not None, seconds=5 * PATIENCE)
                 began = time.monotonic()
             # Nor is the end of the other, which has something to commit, held up for long.
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 8 * PATIENCE
         finally:
             own_rocketmq.resume_broker()
         await one.up()

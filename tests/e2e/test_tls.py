@@ -16,8 +16,9 @@ from tests.certificates import Authority, Certificate
 from tests.conftest import run_on_jvm
 from tests.device import Device
 from tests.rocket_peer import RocketPeer, wait_for_messages
+from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
 
 class Secured(NamedTuple):
@@ -118,7 +119,7 @@ def test_an_unknown_authority_is_one_clear_line_and_the_rules_are_down_for_that_
     for rule in ("tls-out", "tls-in"):
         wait_for(
             lambda: words in str(bridge.readiness()[rule]["reason"]),  # noqa: B023 - evaluated in this turn
-            seconds=5,
+            seconds=5 * PATIENCE,
             what=lambda: f"{bridge.readiness()}",
         )
     assert bridge.stop() == 0

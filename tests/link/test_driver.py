@@ -14,7 +14,7 @@ from tests.bridge_process import BridgeProcess, wait_for
 from tests.device import Device
 from tests.rocket_peer import RocketPeer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.e2e
 
 _PUBLISHED = 600
 _SENT = 60

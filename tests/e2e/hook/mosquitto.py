@@ -116,16 +116,20 @@ class Mosquitto:
             )
 
     async def start(self) -> Self:
+        said = self.log.stat().st_size if self.log.exists() else 0
         self.launch()
 
         async def listens() -> bool:
+            # It listens before it can be told to end.
+            if b" running" not in self.log.read_bytes()[said:]:
+                return False
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
                 writer.close()
                 return True
             return False
 
-        for _ in range(600):
+        for _ in range(1800):
             assert self.process.poll() is None, self.log.read_text()
             if await listens():
                 return self
@@ -149,12 +153,18 @@ class Mosquitto:
 
     async def stop(self) -> None:
         """End it as a system does; a sanitizer's complaint fails the test."""
-        if self._process is None or self._process.poll() is not None:
+        process = self._process
+        if process is None or process.poll() is not None:
             return
-        self._process.send_signal(signal.SIGTERM)
-        await asyncio.to_thread(self._process.wait, 60)
+
+        def ended() -> bool:
+            # Again and again: Mosquitto forgets one that comes before its loop.
+            process.send_signal(signal.SIGTERM)
+            return process.poll() is not None
+
+        await until(ended, what="Mosquitto does not end")
         said = self.log.read_text(errors="replace")
-        assert self._process.returncode == 0, said[-5000:]
+        assert process.returncode == 0, said[-5000:]
         assert "AddressSanitizer" not in said
         if "definitely lost" in said:
             sources = "|".join(path.stem for path in HOOK.glob("*.c"))

@@ -140,7 +140,7 @@ async def test_kick(broker: Mosquitto, sidecar: Sidecar) -> None:
     assert result == [DELIVERED, OFFLINE, NOT_TAKEN]
     await device.wait_closed()
     assert (await broker.event("tcpclean", "dev-1"))["reason"] == "kick"
-    assert broker.payloads("alarms-out") == [b"will"]
+    await until(lambda: broker.payloads("alarms-out") == [b"will"], what="the will")
     await device.drop()
 
 
