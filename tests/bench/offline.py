@@ -156,7 +156,8 @@ async def offline_replay(bench: Bench) -> list[Measurement]:
     count = bench.scaled(MESSAGES)
 
     async def one(store: SqlStore, client_id: str) -> None:
-        while messages := await store.offline.oldest(client_id, limit=BATCH):
+        while heads := await store.offline.oldest(client_id, limit=BATCH):
+            messages = await store.offline.read([head.id for head in heads])
             await store.offline.remove([message.id for message in messages])
 
     async def ours() -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """How many messages are kept for whom, and which of them are under way. Pure."""
 
+import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 __all__ = ["Ledger"]
@@ -49,6 +50,11 @@ class Ledger:
         """Return how many messages of the client wait."""
         return self.counts.get(client_id, _NOTHING) - self._flying_of.get(client_id, _NOTHING)
 
+    @property
+    def waiting_overall(self) -> int:
+        """How many messages of all clients wait."""
+        return self.total - len(self._flying)
+
     def knows(self, client_id: str) -> bool:
         """Whether any message of the client is kept, or being written."""
         return client_id in self.counts or client_id in self._writing_of
@@ -83,6 +89,15 @@ class Ledger:
         """Rows of messages that have left are deleted."""
         self._deleted.extend((self._ticket, message_id) for message_id in message_ids)
         self._forget()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Rows are read in this context; what they bring is compared with the ledger before its end."""
+        ticket = self.begin_read()
+        try:
+            yield
+        finally:
+            self.end_read(ticket)
 
     def begin_read(self) -> int:
         """A read of rows begins; return its ticket for `end_read`."""

@@ -14,7 +14,7 @@ from mq2mqtt.errors import StoreError
 from mq2mqtt.host import LATE_SECONDS, Delivery, DropReason, MqttHost, Outcome
 from mq2mqtt.offline.pacing import BATCH_MESSAGES, Pacer, Turns
 from mq2mqtt.offline.shelf import Shelf, message_of
-from mq2mqtt.store import MessageKind, StoredMessage
+from mq2mqtt.store import MessageHead, MessageKind, StoredMessage
 from mq2mqtt.telemetry import Ending
 
 __all__ = ["AWAY", "Replay"]
@@ -37,6 +37,8 @@ _FULL_MESSAGES = 10_000
 _FULL_BYTES = 64 << 20
 """So much of all clients is handed over at a time: where all come back at once, more would only wait in the host, and
 not be acknowledged in its time."""
+_BATCH_BYTES = _FULL_BYTES // _READERS
+"""Of payloads in one batch, or the one message that is longer: readers do not see what the others are reading."""
 _RETRY_SECONDS = 1.0
 
 
@@ -200,15 +202,19 @@ class Replay:
             await self._shelf.end_session(client_id, upto=upto)
             if finds_all and self._given_up.get(client_id) == upto:
                 del self._given_up[client_id]
-        messages = await self._next(client_id)
-        if self._finishing or self._channels.get(client_id) != channel_id:
-            return False
-        if len(messages) < BATCH_MESSAGES:
-            self._turns.begin_anew(client_id)
-        if not messages:
-            return False
-        batch = _Batch(1, messages[0].id)
-        await self._hand_all(messages, batch, client_id=client_id, channel_id=channel_id)
+        # In all that time messages may leave: the ledger has to know of them to the end.
+        with self._shelf.ledger.reading():
+            heads = await self._next(client_id)
+            chosen = _first_of(heads)
+            messages = await self._shelf.store.read([head.id for head in chosen]) if chosen else []
+            if self._finishing or self._channels.get(client_id) != channel_id:
+                return False
+            if len(heads) < BATCH_MESSAGES and len(chosen) == len(heads):
+                self._turns.begin_anew(client_id)
+            if not messages:
+                return False
+            batch = _Batch(1, messages[0].id)
+            await self._hand_all(messages, batch, client_id=client_id, channel_id=channel_id)
         # Some may have landed by now, with others still to come.
         self._one_landed(client_id, batch)
         return batch.flying > 0
@@ -231,12 +237,12 @@ class Replay:
                 if self._finishing or self._channels.get(client_id) != channel_id:
                     return
 
-    async def _next(self, client_id: str) -> list[StoredMessage]:
-        messages = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
-        if not messages and self._turns.after(client_id) >= 0:
+    async def _next(self, client_id: str) -> list[MessageHead]:
+        heads = await self._shelf.oldest(client_id, BATCH_MESSAGES, after=self._turns.after(client_id))
+        if not heads and self._turns.after(client_id) >= 0:
             self._turns.begin_anew(client_id)
-            messages = await self._shelf.oldest(client_id, BATCH_MESSAGES)
-        return messages
+            heads = await self._shelf.oldest(client_id, BATCH_MESSAGES)
+        return heads
 
     def _one_landed(self, client_id: str, batch: _Batch) -> None:
         batch.flying -= 1
@@ -326,7 +332,8 @@ class Replay:
         self._confirm_at(now)
 
     def _leave(self, flight: _Flight, ending: Ending, *, reason: DropReason | None = None) -> None:
-        self._shelf.leave(flight.message, ending, reason=reason)
+        # One that was never told to be kept is dropped as if it had not been.
+        self._shelf.leave(flight.message, ending, reason=reason, queued=flight.told is None)
         if flight.batch is not None:
             flight.batch.acknowledged = True
         self._land(flight)
@@ -371,6 +378,16 @@ class Replay:
         """Confirm nothing more: what is not confirmed is handed over again after the next start."""
         if self._confirming is not None:
             self._confirming.cancel()
+
+
+def _first_of(heads: list[MessageHead]) -> list[MessageHead]:
+    """Return the first of them: those whose payloads have `_BATCH_BYTES` together, and at least one."""
+    size = 0
+    for number, head in enumerate(heads):
+        size += head.size
+        if size > _BATCH_BYTES and number > 0:
+            return heads[:number]
+    return heads
 
 
 def _nothing() -> None:

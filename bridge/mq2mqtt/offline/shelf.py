@@ -16,7 +16,7 @@ from mq2mqtt.host import DropReason, Outcome
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.offline.ledger import Ledger
 from mq2mqtt.settings import OfflineSettings
-from mq2mqtt.store import MessageKind, OfflineStore, StoredMessage
+from mq2mqtt.store import MessageHead, MessageKind, OfflineStore, StoredMessage
 from mq2mqtt.telemetry import Ending, Telemetry
 
 __all__ = ["Receipts", "Shelf", "message_of"]
@@ -24,7 +24,7 @@ __all__ = ["Receipts", "Shelf", "message_of"]
 _RETRY_SECONDS = 0.5
 # Refused messages that are tried before devices get their turn: about 5 ms.
 _AT_ONCE = 200
-_PAGE_MESSAGES = 100
+_PAGE_MESSAGES = 300
 
 Kept = Callable[[StoredMessage | UnstorableError], None]
 """Called with the message when it is kept for good, or with why it never can be."""
@@ -33,7 +33,7 @@ Kept = Callable[[StoredMessage | UnstorableError], None]
 class _Read(Protocol):
     """Reads one page of messages, by rising ids."""
 
-    async def __call__(self, *, after: int, limit: int) -> list[StoredMessage]: ...
+    async def __call__(self, *, after: int, limit: int) -> list[MessageHead]: ...
 
 
 class Receipts(Protocol):
@@ -173,26 +173,25 @@ class Shelf:
 
     # -- out --
 
-    async def oldest(self, client_id: str, limit: int, *, after: int = -1) -> list[StoredMessage]:
-        """Return the client's oldest messages that wait, at most `limit`; nothing else may happen before they fly.
+    async def oldest(self, client_id: str, limit: int, *, after: int = -1) -> list[MessageHead]:
+        """Return the client's oldest messages that wait, at most `limit`, those with higher ids than `after`.
 
-        Those with higher ids than `after`.
+        That they wait is true until somebody else has a turn, and can be asked again while the ledger is `reading`.
 
         Raises:
             StoreError: the store cannot be read now.
         """
         return await self._waiting(partial(self.store.oldest, client_id), limit, after)
 
-    async def oldest_overall(self, limit: int) -> list[StoredMessage]:
+    async def oldest_overall(self, limit: int) -> list[MessageHead]:
         """Return the oldest messages that wait, of whatever client; see `oldest`."""
         return await self._waiting(self.store.oldest_overall, limit, -1)
 
-    async def _waiting(self, read: _Read, limit: int, after: int) -> list[StoredMessage]:
+    async def _waiting(self, read: _Read, limit: int, after: int) -> list[MessageHead]:
         """Return the first messages that wait: in pages, because thousands may be under way before them."""
-        found: list[StoredMessage] = []
+        found: list[MessageHead] = []
         size = limit
-        ticket = self.ledger.begin_read()
-        try:
+        with self.ledger.reading():
             while True:
                 page = await read(after=after, limit=size)
                 found += page
@@ -200,8 +199,6 @@ class Shelf:
                 if len(found) >= limit or len(page) < size:
                     return found[:limit]
                 after, size = page[-1].id, _PAGE_MESSAGES
-        finally:
-            self.ledger.end_read(ticket)
 
     async def end_session(self, client_id: str, *, upto: int) -> None:
         """Drop what the client's session missed, up to this id, and has not got.
@@ -211,31 +208,33 @@ class Shelf:
         """
         after = -1
         while True:
-            ticket = self.ledger.begin_read()
-            try:
-                page = await self.store.oldest(client_id, after=after, limit=_PAGE_MESSAGES)
+            with self.ledger.reading():
+                page = await self.store.missed(client_id, upto=upto, after=after, limit=_PAGE_MESSAGES)
                 for message in page:
-                    if message.kind is MessageKind.SESSION and message.id <= upto and self.ledger.waits(message.id):
+                    if self.ledger.waits(message.id):
                         self.leave(message, Ending.DROPPED, reason=DropReason.SESSION_ENDED)
-            finally:
-                self.ledger.end_read(ticket)
-            if len(page) < _PAGE_MESSAGES or page[-1].id > upto:
+            if len(page) < _PAGE_MESSAGES:
                 return
             after = page[-1].id
 
-    async def expired(self, limit: int) -> list[StoredMessage]:
+    async def expired(self, limit: int) -> list[MessageHead]:
         """Return messages that wait and whose time is over; see `oldest`."""
-        ticket = self.ledger.begin_read()
-        try:
+        with self.ledger.reading():
             page = await self.store.expired(time.time_ns() // 1_000_000, limit)
             return [message for message in page if self.ledger.waits(message.id)]
-        finally:
-            self.ledger.end_read(ticket)
 
     def leave(
-        self, message: StoredMessage, ending: Ending, *, reason: DropReason | None = None
+        self,
+        message: StoredMessage | MessageHead,
+        ending: Ending,
+        *,
+        reason: DropReason | None = None,
+        queued: bool = True,
     ) -> asyncio.Future[None]:
-        """A message is done with; `reason` is why it was dropped. Return what is done when its row is deleted."""
+        """A message is done with; `reason` is why it was dropped. Return what is done when its row is deleted.
+
+        `queued`: its sender knows that it is kept, and would wait for ever if it heard no more.
+        """
         self.ledger.leave(message.id, message.client_id)
         self._telemetry.offline.left(ending)
         rule = self._telemetry.rules.get(message.rule)
@@ -244,8 +243,8 @@ class Shelf:
             rule.dropped(reason)
         if ending is Ending.DELIVERED:
             self.tell(message, Outcome.DELIVERED)
-        elif ending in (Ending.EXPIRED, Ending.EVICTED):
-            # Its sender would wait for ever; what ended it is nothing a sender can change.
+        elif queued:
+            # Whatever ended it: it will never come, and that is all a sender can go by.
             self.tell(message, Outcome.EXPIRED)
         future = self.store.remove([message.id])
         future.add_done_callback(partial(self._removed, message.id))
@@ -256,7 +255,7 @@ class Shelf:
         if not future.cancelled() and future.exception() is None:
             self.ledger.deleted([message_id])
 
-    def tell(self, message: StoredMessage, outcome: Outcome) -> None:
+    def tell(self, message: StoredMessage | MessageHead, outcome: Outcome) -> None:
         """Send a receipt, where one was asked for."""
         if message.receipt is not None:
             self._receipts.tell(

@@ -2,22 +2,27 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from loguru import logger
 
 from mq2mqtt.errors import StoreError
 from mq2mqtt.host import DropReason
 from mq2mqtt.offline.shelf import Shelf
-from mq2mqtt.store import StoredMessage
+from mq2mqtt.store import MessageHead
 from mq2mqtt.telemetry import Ending
 
 __all__ = ["Upkeep", "excess"]
 
 _SWEEP_SECONDS = 1.0
-_SWEEP_MESSAGES = 500
-_EVICT_MESSAGES = 100
+_RETRY_SECONDS = 1.0
+# Ended before devices get their turn: about 5 ms.
+_SWEEP_MESSAGES = 300
+_EVICT_MESSAGES = 300
 _CLIENTS_AT_ONCE = 20
+_DELETING = 1000
+"""Rows that are being deleted: so many are waited for. Those who look for the oldest read past them."""
 
 
 def excess(count: int, quota: int) -> int:
@@ -33,6 +38,7 @@ class Upkeep:
         # A plain dict looks for its first key behind all that were taken out.
         self._crowded: OrderedDict[str, None] = OrderedDict()
         self._is_crowded = asyncio.Event()
+        self._deleting: set[asyncio.Future[None]] = set()
 
     def kept(self, client_id: str) -> None:
         """One more message is kept for this client: is there room for it?"""
@@ -53,8 +59,10 @@ class Upkeep:
             group.create_task(_guarded(self._evict), name="mq2mqtt.offline.evict")
 
     async def _sweep(self) -> None:
-        while await _done(self._end(await self._shelf.expired(_SWEEP_MESSAGES), Ending.EXPIRED, None)):
-            pass
+        while messages := await self._shelf.expired(_SWEEP_MESSAGES):
+            # The next read begins with those that are not deleted yet.
+            await asyncio.wait([self._shelf.leave(message, Ending.EXPIRED) for message in messages])
+        await asyncio.sleep(_SWEEP_SECONDS)
 
     async def _evict(self) -> None:
         await self._is_crowded.wait()
@@ -67,35 +75,48 @@ class Upkeep:
             raise
 
     async def _evict_some(self) -> bool:
-        """Evict a page of some clients, and one of all: who is over a quota all the time holds up nobody."""
-        shelf = self._shelf
-        deleting: list[asyncio.Future[None]] = []
-        for _ in range(min(len(self._crowded), _CLIENTS_AT_ONCE)):
-            client_id = next(iter(self._crowded))
-            too_many = excess(shelf.ledger.counts[client_id], shelf.settings.per_client)
-            messages = await shelf.oldest(client_id, min(too_many, _EVICT_MESSAGES)) if too_many else []
-            if messages:
-                self._crowded.move_to_end(client_id)
-                deleting += self._end(messages, Ending.EVICTED, DropReason.OFFLINE_QUOTA)
-            else:
-                # Where all of them are under way, the next one that is kept asks again.
-                del self._crowded[client_id]
-        if too_many := excess(shelf.ledger.total, shelf.settings.total):
-            messages = await shelf.oldest_overall(min(too_many, _EVICT_MESSAGES))
-            deleting += self._end(messages, Ending.EVICTED, DropReason.OFFLINE_QUOTA)
-        return await _done(deleting)
+        """Evict a page of some clients, and one of all: who is over a quota all the time holds up nobody.
 
-    def _end(
-        self, messages: Iterable[StoredMessage], ending: Ending, reason: DropReason | None
-    ) -> list[asyncio.Future[None]]:
-        return [self._shelf.leave(message, ending, reason=reason) for message in messages]
+        Return whether there was any. The time to commit it is not waited for: as fast as messages come, they go.
+        """
+        some = min(len(self._crowded), _CLIENTS_AT_ONCE)
+        clients = [self._crowded.popitem(last=False)[0] for _ in range(some)]
+        # What holds them up is the way to the database and back.
+        found = await asyncio.gather(*map(self._evict_of, clients), return_exceptions=True)
+        # Where all of a client's are under way, the next one that is kept asks again.
+        self._crowded.update(dict.fromkeys(client_id for client_id, has in zip(clients, found, strict=True) if has))
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
+        return await self._evict_page(self._too_many, self._shelf.oldest_overall) or any(found)
 
+    async def _evict_of(self, client_id: str) -> bool:
+        return await self._evict_page(partial(self._too_many_of, client_id), partial(self._shelf.oldest, client_id))
 
-async def _done(deleting: list[asyncio.Future[None]]) -> bool:
-    """Return, once these rows are deleted, whether there were any."""
-    if deleting:
-        await asyncio.wait(deleting)
-    return bool(deleting)
+    async def _evict_page(
+        self, too_many: Callable[[], int], oldest: Callable[[int], Awaitable[list[MessageHead]]]
+    ) -> bool:
+        if not (wanted := min(too_many(), _EVICT_MESSAGES)):
+            return False
+        messages = await oldest(wanted)
+        # Some may have been delivered in the time of the read: there is room for the others.
+        messages = messages[: too_many()]
+        for message in messages:
+            deleted = self._shelf.leave(message, Ending.EVICTED, reason=DropReason.OFFLINE_QUOTA)
+            self._deleting.add(deleted)
+            deleted.add_done_callback(self._deleting.discard)
+        if len(self._deleting) >= _DELETING:
+            await asyncio.wait(self._deleting)
+        return bool(messages)
+
+    def _too_many_of(self, client_id: str) -> int:
+        """Return how many of the client's messages have to go, and can: those under way cannot."""
+        ledger = self._shelf.ledger
+        return min(excess(ledger.counts[client_id], self._shelf.settings.per_client), ledger.waiting(client_id))
+
+    def _too_many(self) -> int:
+        ledger = self._shelf.ledger
+        return min(excess(ledger.total, self._shelf.settings.total), ledger.waiting_overall)
 
 
 async def _guarded(step: Callable[[], Awaitable[None]]) -> None:
@@ -103,9 +124,10 @@ async def _guarded(step: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await step()
+            continue
         except StoreError as error:
             # What is wrong is told by the rules that have something to keep.
             logger.debug("kept messages cannot be looked through: {}", error)
         except Exception:  # noqa: BLE001 - a task's top edge: kept messages must not pile up
             logger.exception("unexpected error while looking through kept messages, going on")
-        await asyncio.sleep(_SWEEP_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)

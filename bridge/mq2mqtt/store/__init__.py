@@ -1,6 +1,7 @@
 """What outlives a restart and is looked up by client: kept messages, subscriptions, past connections.
 
-Writes return at once and are done in the order of the calls; a future is done when its transaction is committed.
+Writes return at once and are done in the order of the calls, but for messages that are removed, which go first; a
+future is done when its transaction is committed.
 What the database cannot do now waits and is tried again, so a future may stay open as long as the database is away.
 Reads see what is committed, raise `StoreError` while the database is away, and never wait for a write.
 """
@@ -17,6 +18,7 @@ __all__ = [
     "CONNECTS_PER_CLIENT",
     "Connect",
     "ConnectStore",
+    "MessageHead",
     "MessageKind",
     "OfflineStore",
     "Store",
@@ -60,6 +62,18 @@ class StoredMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageHead:
+    """A kept message as it is known before it is read: what may be many has no payloads. `size` is its payload's."""
+
+    id: int
+    client_id: str
+    rule: str
+    topic: str
+    receipt: str | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Subscription:
     """A topic filter of a persistent session, with the QoS that was granted, and who had logged in, if anybody."""
 
@@ -93,16 +107,25 @@ class OfflineStore(Protocol):
         """
 
     def remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
-        """Forget the messages with these ids; unknown ones are nothing. Always taken, however much waits."""
+        """Forget the messages with these ids; unknown ones are nothing. Always taken, however much waits.
 
-    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
+        It is done before what waits to be added: none of these may still be among that.
+        """
+
+    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[MessageHead]:
         """Return up to `limit` messages of a client whose ids are higher than `after`, lowest first."""
 
-    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[MessageHead]:
         """Return up to `limit` messages, of whatever client, whose ids are higher than `after`, lowest first."""
 
-    async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
+    async def missed(self, client_id: str, *, upto: int, after: int = -1, limit: int) -> list[MessageHead]:
+        """Return as `oldest`, but only what the client's session missed, up to the id `upto`."""
+
+    async def expired(self, now_ms: int, limit: int) -> list[MessageHead]:
         """Return up to `limit` messages whose time is over, first those that ended first; they stay until removed."""
+
+    async def read(self, ids: Sequence[int]) -> list[StoredMessage]:
+        """Return those of the messages with these ids that are there, lowest first. Memory holds them all."""
 
     async def counts(self) -> dict[str, int]:
         """Return how many messages each client has, of those that have any."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Row, Select, bindparam, func, select
 
-from mq2mqtt.store import MessageKind, StoredMessage
+from mq2mqtt.store import MessageHead, MessageKind, StoredMessage
 from mq2mqtt.store.changes import Batch
 from mq2mqtt.store.checks import unstorable
 from mq2mqtt.store.database import Database
@@ -21,12 +21,23 @@ _CLIENTS_AT_ONCE: Final = 1000
 
 # Made once: to make one takes longer than to do it.
 _OWN: Final = offline.c.node == bindparam("node")
-_MESSAGES: Final = (
-    select(*(column for column in offline.c if column.name != "node")).where(_OWN).limit(bindparam("limit"))
+_HEADS: Final = (
+    select(
+        *(offline.c[name] for name in ("id", "client_id", "rule", "topic", "receipt")),
+        func.length(offline.c.payload).label("size"),
+    )
+    .where(_OWN)
+    .limit(bindparam("limit"))
 )
-_OLDEST_OVERALL: Final = _MESSAGES.where(offline.c.id > bindparam("after")).order_by(offline.c.id)
+_OLDEST_OVERALL: Final = _HEADS.where(offline.c.id > bindparam("after")).order_by(offline.c.id)
 _OLDEST: Final = _OLDEST_OVERALL.where(offline.c.client_id == bindparam("client"))
-_EXPIRED: Final = _MESSAGES.where(offline.c.expires_ms <= bindparam("now")).order_by(offline.c.expires_ms)
+_MISSED: Final = _OLDEST.where(offline.c.kind == MessageKind.SESSION.value, offline.c.id <= bindparam("upto"))
+_EXPIRED: Final = _HEADS.where(offline.c.expires_ms <= bindparam("now")).order_by(offline.c.expires_ms)
+_MESSAGES: Final = (
+    select(*(column for column in offline.c if column.name != "node"))
+    .where(_OWN, offline.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(offline.c.id)
+)
 _COUNTS: Final = (
     select(offline.c.client_id, func.count())
     .where(_OWN, offline.c.client_id > bindparam("after"))
@@ -58,23 +69,32 @@ class SqlOfflineStore:
 
     def remove(self, ids: Sequence[int]) -> asyncio.Future[None]:
         """See the protocol."""
-        # They are done in this order.
+        # They are done in this order, so the last one's future is that of all.
         for first in range(0, len(ids) - BATCH_ROWS, BATCH_ROWS):
-            self._writer.note(partial(_remove, ids[first : first + BATCH_ROWS]), rows=BATCH_ROWS, always=True)
+            done = self._writer.submit_first(partial(_remove, ids[first : first + BATCH_ROWS]), rows=BATCH_ROWS)
+            done.add_done_callback(lambda done: done.cancelled() or done.exception())
         last = ids[(len(ids) - 1) // BATCH_ROWS * BATCH_ROWS :]
-        return self._writer.submit(partial(_remove, last), rows=len(last), always=True)
+        return self._writer.submit_first(partial(_remove, last), rows=len(last))
 
-    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
+    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[MessageHead]:
         """See the protocol."""
-        return await self._messages(_OLDEST, client=client_id, after=after, limit=limit)
+        return await self._heads(_OLDEST, client=client_id, after=after, limit=limit)
 
-    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[MessageHead]:
         """See the protocol."""
-        return await self._messages(_OLDEST_OVERALL, after=after, limit=limit)
+        return await self._heads(_OLDEST_OVERALL, after=after, limit=limit)
 
-    async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
+    async def missed(self, client_id: str, *, upto: int, after: int = -1, limit: int) -> list[MessageHead]:
         """See the protocol."""
-        return await self._messages(_EXPIRED, now=now_ms, limit=limit)
+        return await self._heads(_MISSED, client=client_id, upto=upto, after=after, limit=limit)
+
+    async def expired(self, now_ms: int, limit: int) -> list[MessageHead]:
+        """See the protocol."""
+        return await self._heads(_EXPIRED, now=now_ms, limit=limit)
+
+    async def read(self, ids: Sequence[int]) -> list[StoredMessage]:
+        """See the protocol."""
+        return [_message(row) for row in await self._database.read(_MESSAGES, node=self._node, ids=ids)]
 
     async def counts(self) -> dict[str, int]:
         """See the protocol."""
@@ -92,8 +112,8 @@ class SqlOfflineStore:
         ((highest,),) = await self._database.read(_LAST_ID, node=self._node)
         return -1 if highest is None else highest
 
-    async def _messages(self, statement: Select[Any], **values: object) -> list[StoredMessage]:
-        return [_message(row) for row in await self._database.read(statement, node=self._node, **values)]
+    async def _heads(self, statement: Select[Any], **values: object) -> list[MessageHead]:
+        return [MessageHead(*row) for row in await self._database.read(statement, node=self._node, **values)]
 
 
 def _remove(ids: Sequence[int], batch: Batch) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,8 @@ __all__ = ["BATCH_ROWS", "Writer"]
 
 BATCH_ROWS: Final = 500
 """Rows that one transaction writes."""
+_FIRST_ROWS: Final = 400
+"""Of them, what goes first where others wait: it must be faster than these, and not keep them out."""
 _BATCH_BYTES: Final = 4 << 20
 _WAITING_OPERATIONS: Final = 20_000
 _WAITING_BYTES: Final = 64 << 20
@@ -39,12 +41,16 @@ class _Waiting:
 
 
 class Writer:
-    """Writes to `database` in the order in which operations are submitted. Starts its task; `close` ends it."""
+    """Writes to `database` in the order in which operations are submitted, but for those that go first.
+
+    Starts its task; `close` ends it.
+    """
 
     def __init__(self, database: Database, *, node: str) -> None:
         self._database = database
         self._node = node
-        self._queue: deque[_Waiting] = deque()  # bounded by _WAITING_OPERATIONS, and by the ids there are to remove
+        self._queue: deque[_Waiting] = deque()  # bounded by _WAITING_OPERATIONS, and by the subscriptions there are
+        self._first: deque[_Waiting] = deque()  # bounded by the messages there are to remove
         self._bytes = 0
         self._news = asyncio.Event()
         self._closing = False
@@ -81,12 +87,21 @@ class Writer:
             self._news.set()
         return done
 
-    def note(self, operation: Operation, *, rows: int = 1, always: bool = False) -> None:
+    def submit_first(self, operation: Operation, *, rows: int) -> asyncio.Future[None]:
+        """As `submit`, always taken and done before what was submitted so far: it must not need any of that."""
+        if self._closing:
+            return self.refuse(StoreError("store: it is closed"))
+        done = self._loop.create_future()
+        self._first.append(_Waiting(operation, done, rows, 0))
+        self._news.set()
+        return done
+
+    def note(self, operation: Operation) -> None:
         """As `submit`, where nobody wants to know what becomes of it."""
-        done = self.submit(operation, rows=rows, always=always)
+        done = self.submit(operation)
         done.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def refuse(self, error: UnstorableError) -> asyncio.Future[None]:
+    def refuse(self, error: StoreError) -> asyncio.Future[None]:
         """Return a future that has failed."""
         done = self._loop.create_future()
         done.set_exception(error)
@@ -100,33 +115,28 @@ class Writer:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        if self._queue:
-            logger.warning("store: closed with {} changes not written", len(self._queue))
-        while self._queue:
-            _fail(self._queue.popleft(), StoreError("store: it was closed before this was written"))
+        left = [*self._first, *self._queue]
+        if left:
+            logger.warning("store: closed with {} changes not written", len(left))
+        self._first.clear()
+        self._queue.clear()
+        for waiting in left:
+            _fail(waiting, StoreError("store: it was closed before this was written"))
 
     async def _run(self) -> None:
-        while self._queue or not self._closing:
-            if not self._queue:
+        while self._first or self._queue or not self._closing:
+            if not self._first and not self._queue:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            # They stay in the queue until they are written: what is closed in the middle has failed.
-            batch = self._next_batch()
-            await self._write(batch)
-            for _ in batch:
+            # They stay in their queues until they are written: what is closed in the middle has failed.
+            first = _next_of(self._first, rows=_FIRST_ROWS if self._queue else BATCH_ROWS)
+            others = _next_of(self._queue, rows=BATCH_ROWS - sum(waiting.rows for waiting in first))
+            await self._write([*first, *others])
+            for _ in first:
+                self._first.popleft()
+            for _ in others:
                 self._bytes -= self._queue.popleft().size
-
-    def _next_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        rows = size = 0
-        for waiting in self._queue:
-            rows += waiting.rows
-            size += waiting.size
-            if batch and (rows > BATCH_ROWS or size > _BATCH_BYTES):
-                break
-            batch.append(waiting)
-        return batch
 
     async def _write(self, batch: Sequence[_Waiting]) -> None:
         """Write `batch`, however long it takes; set its futures."""
@@ -180,6 +190,19 @@ class Writer:
         async with self._database.transaction() as connection:
             for statement, parameters in batch.steps(self._node, self._database.dialect):
                 await connection.execute(statement, parameters)
+
+
+def _next_of(queue: Iterable[_Waiting], *, rows: int) -> list[_Waiting]:
+    """Return what comes next in `queue`: so many rows, or the one that has more."""
+    batch: list[_Waiting] = []
+    size = 0
+    for waiting in queue:
+        rows -= waiting.rows
+        size += waiting.size
+        if batch and (rows < 0 or size > _BATCH_BYTES):
+            break
+        batch.append(waiting)
+    return batch
 
 
 def _fail(waiting: _Waiting, error: StoreError) -> None:

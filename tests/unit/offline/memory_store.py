@@ -3,11 +3,14 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from mq2mqtt.errors import StoreError, UnstorableError
-from mq2mqtt.store import StoredMessage
+from mq2mqtt.store import MessageHead, MessageKind, StoredMessage
 
 __all__ = ["MemoryStore"]
+
+_Row = TypeVar("_Row", StoredMessage, MessageHead)
 
 
 class MemoryStore:
@@ -62,19 +65,31 @@ class MemoryStore:
     def _sorted(self) -> list[StoredMessage]:
         return [self.rows[number] for number in sorted(self.rows)]
 
-    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[StoredMessage]:
-        rows = [row for row in self._sorted() if row.client_id == client_id and row.id > after][:limit]
-        return await self._read(rows)
+    async def oldest(self, client_id: str, *, after: int = -1, limit: int) -> list[MessageHead]:
+        return await self._heads(lambda row: row.client_id == client_id and row.id > after, limit)
 
-    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[StoredMessage]:
-        assert limit <= 100, "a page that takes the loop"
-        return await self._read([row for row in self._sorted() if row.id > after][:limit])
+    async def oldest_overall(self, *, after: int = -1, limit: int) -> list[MessageHead]:
+        return await self._heads(lambda row: row.id > after, limit)
 
-    async def expired(self, now_ms: int, limit: int) -> list[StoredMessage]:
-        rows = [row for row in self._sorted() if row.expires_ms is not None and row.expires_ms <= now_ms]
-        return await self._read(rows[:limit])
+    async def missed(self, client_id: str, *, upto: int, after: int = -1, limit: int) -> list[MessageHead]:
+        return await self._heads(
+            lambda row: row.client_id == client_id and row.kind is MessageKind.SESSION and after < row.id <= upto, limit
+        )
 
-    async def _read(self, rows: list[StoredMessage]) -> list[StoredMessage]:
+    async def expired(self, now_ms: int, limit: int) -> list[MessageHead]:
+        return await self._heads(lambda row: row.expires_ms is not None and row.expires_ms <= now_ms, limit)
+
+    async def read(self, ids: Sequence[int]) -> list[StoredMessage]:
+        return await self._read([row for row in self._sorted() if row.id in ids])
+
+    async def _heads(self, wanted: Callable[[StoredMessage], bool], limit: int) -> list[MessageHead]:
+        assert limit <= 300, "a page that takes the loop"
+        rows = [row for row in self._sorted() if wanted(row)][:limit]
+        return await self._read(
+            [MessageHead(row.id, row.client_id, row.rule, row.topic, row.receipt, len(row.payload)) for row in rows]
+        )
+
+    async def _read(self, rows: list[_Row]) -> list[_Row]:
         """Bring what was committed when the read began."""
         if self.problem is not None:
             raise StoreError(self.problem)

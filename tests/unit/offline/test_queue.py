@@ -9,7 +9,7 @@ import pytest
 from mq2mqtt.host import Delivery, DropReason, Outcome
 from mq2mqtt.host.memory import MemoryClient
 from mq2mqtt.message import MqttMessage, MqttProperties
-from mq2mqtt.offline import pacing, replay
+from mq2mqtt.offline import pacing, replay, shelf
 from tests.unit.offline.memory_store import MemoryStore
 from tests.unit.offline.world import RULE, World, now_ms, payloads, settle, until
 
@@ -205,6 +205,38 @@ async def test_where_too_much_is_handed_over_others_have_to_wait_for_their_batch
         assert payloads(third) == []
         world.host.time_out("a")
         await received(third, NUMBERED[:4])
+
+
+@pytest.mark.usefixtures("short_pace")
+async def test_a_batch_ends_where_its_payloads_are_too_long_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "_BATCH_BYTES", 10)
+    batches = [[b"x" * 4, b"x" * 6], [b"x" * 11], [b"y", b"z"]]
+    async with World() as world:
+        await world.keep("a", *(payload for batch in batches for payload in batch))
+        client = world.connect("a", acknowledges=False)
+        for batch in batches:
+            await received(client, batch)
+            await settle()
+            assert payloads(client) == batch
+            client.received.clear()
+            taken, client.unsettled = client.unsettled, []
+            for settled in taken:
+                settled(Delivery(Outcome.DELIVERED))
+        await until(lambda: world.kept == [])
+
+
+@pytest.mark.usefixtures("short_pace")
+async def test_long_messages_that_are_never_acknowledged_let_those_behind_them_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay, "_BATCH_BYTES", 10)
+    async with World() as world:
+        await world.keep("a", b"x" * 11, b"small")
+        client = world.connect("a", acknowledges=False)
+        for batch in (*[[b"x" * 11]] * 3, [b"small"]):
+            await received(client, batch)
+            client.received.clear()
+            world.host.time_out("a")
 
 
 async def test_a_client_that_goes_in_the_middle_of_a_batch_gets_no_more_of_it() -> None:
@@ -512,7 +544,8 @@ class TestQuotas:
             world.store.problem = None
             await until(lambda: world.kept == NUMBERED[2:4])
 
-    async def test_what_is_under_way_is_passed_over_page_by_page(self) -> None:
+    async def test_what_is_under_way_is_passed_over_page_by_page(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shelf, "_PAGE_MESSAGES", 50)
         async with World(sees_acknowledgements=False, total=205) as world:
             for number in range(6):
                 world.connect(f"here{number}", acknowledges=False)
@@ -523,6 +556,23 @@ class TestQuotas:
             await world.keep("away", b"last")
             await until(lambda: b"last" not in world.kept)
             assert world.count("evicted") == 1
+
+    async def test_what_is_delivered_while_the_oldest_are_read_makes_room_too(self) -> None:
+        async with World(per_client=3) as world:
+            await world.keep("a", *NUMBERED[:3])
+            client = world.connect("a", acknowledges=False)
+            await until(lambda: len(client.unsettled) == 3)
+            world.store.reads_wait = asyncio.Event()
+            outcomes: list[Delivery] = []
+            for payload in NUMBERED[3:5]:
+                world.queue.missed("a", MqttMessage("devices/news", payload, 1), outcomes.append, rule_id=RULE)
+            await until(lambda: world.queue.count("a") == 5)
+            await settle()
+            for settled in client.unsettled[:2]:
+                settled(Delivery(Outcome.DELIVERED))
+            world.store.reads_wait.set()
+            await settle()
+            assert (world.count("evicted"), world.queue.count("a")) == (0, 3)
 
     async def test_what_is_under_way_is_not_taken_back(self) -> None:
         async with World(per_client=2) as world:
@@ -537,6 +587,35 @@ class TestQuotas:
 
 
 class TestReceipts:
+    async def test_whoever_was_told_that_a_message_is_kept_hears_that_its_session_ended(self) -> None:
+        async with World() as world:
+            outcomes: list[Delivery] = []
+            world.queue.missed("a", MqttMessage("t", b"x", 1), outcomes.append, rule_id=RULE, receipt="r")
+            await until(lambda: outcomes == QUEUED)
+            world.connect("a", clean=True)
+            await until(lambda: world.kept == [])
+            assert world.receipts == [(Outcome.EXPIRED, "r", "a", "t")]
+
+    @pytest.mark.parametrize("sees", [True, False])
+    async def test_whoever_was_told_that_a_message_is_kept_hears_that_the_broker_refuses_it(
+        self,
+        sees: bool,  # noqa: FBT001
+    ) -> None:
+        async with World(sees_acknowledgements=sees) as world:
+            await world.keep("a", b"kept", receipt="1")
+            client = world.connect("a", acknowledges=False)
+            await until(lambda: len(client.unsettled) == 1)
+            live = world.hand("a", b"live", receipt="2")
+            await until(lambda: len(client.unsettled) == 2)
+            for settled in client.unsettled:
+                settled(Delivery(Outcome.DROPPED, DropReason.TOO_LARGE))
+            await until(lambda: bool(live))
+            await until(lambda: world.kept == [])
+            told = [outcome for outcome, receipt, _, _ in world.receipts if receipt == "1"]
+            assert told == [Outcome.QUEUED, Outcome.EXPIRED]
+            # Nobody was told that it is kept, and nobody hears of any other drop.
+            assert {outcome for outcome, receipt, _, _ in world.receipts if receipt == "2"} <= {Outcome.DROPPED}
+
     async def test_each_outcome_of_a_live_message(self) -> None:
         async with World() as world:
             world.connect("a")
