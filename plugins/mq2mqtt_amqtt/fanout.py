@@ -51,10 +51,11 @@ class Parcel:
     `ready` is false while the broker's plugins are asked whether the receiver may have it: it keeps its place in the
     order. `written`: the device was sent it. `settled` parcels are dead: only their packet identifier may still be in
     use. `session` is the client id of a receiver whose session is to get it later when it does not now. `kept`: when it
-    is settled as `slow_device` or `disconnected`, it is kept for the receiver, in the order of settling.
+    is settled as `slow_device` or `disconnected`, it is kept for the receiver, in the order of settling. `missed_qos`:
+    that was before the plugins answered, and whoever asked them reports the outcome: kept with this QoS, or not.
     """
 
-    __slots__ = ("deadline", "fanout", "frame", "kept", "ready", "session", "settled", "written")
+    __slots__ = ("deadline", "fanout", "frame", "kept", "missed_qos", "ready", "session", "settled", "written")
 
     def __init__(
         self, fanout: Fanout, frame: Frame, *, ready: bool = True, session: str | None = None, kept: bool = False
@@ -64,17 +65,20 @@ class Parcel:
         self.ready = ready
         self.session = session
         self.kept = kept or session is not None
+        self.missed_qos = 0
         self.deadline = 0.0
         self.settled = False
         self.written = False
 
     def settle(self, outcome: Outcome, reason: DropReason | None = None) -> None:
-        """Report the outcome, once; frees the message."""
+        """Report the outcome, once, unless it becomes one with `missed_qos`; frees the message."""
         if self.settled:
             return
         self.settled = True
         frame, self.frame = self.frame, None
-        if frame is not None and self.session is not None and reason in _KEPT:
+        if frame is None or self.session is None or reason not in _KEPT:
+            self.fanout.done(outcome, reason)
+        elif self.ready:
             self.fanout.missed(self.session, frame.qos, reason)
         else:
-            self.fanout.done(outcome, reason)
+            self.missed_qos = frame.qos

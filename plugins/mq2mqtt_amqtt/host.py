@@ -1,8 +1,8 @@
 """`MqttHost` over an amqtt broker in this process.
 
 The private side of amqtt is used here and in the modules that this one puts together: `subscriptions` (its table),
-`sessions`, `routing`, `lifecycle` (connecting and ending), `connection` (its protocol handler), `wills`, `wire` (its
-adapters) and `announce`.
+`sessions`, `asking` (its plugins), `routing`, `lifecycle` (connecting and ending), `connection` (its protocol handler),
+`wills`, `wire` (its adapters) and `announce`.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from mq2mqtt.message import ClientEventType, MqttMessage
 from mq2mqtt.store import SubscriptionStore
 from mq2mqtt_amqtt.absent import Absent
 from mq2mqtt_amqtt.announce import listens
+from mq2mqtt_amqtt.asking import Asking
 from mq2mqtt_amqtt.connection import Connection
 from mq2mqtt_amqtt.fanout import Fanout, Parcel
 from mq2mqtt_amqtt.lifecycle import Lifecycle
@@ -56,12 +57,12 @@ class AmqttHost:
         self._subscriptions = Subscriptions(broker)
         self._sessions = KeptSessions(broker, self._subscriptions)
         self._absent = Absent(broker)
+        self._asking = Asking(self, self._absent)
         self._restored = asyncio.Event()
         self._retained = Retained(broker, self._subscriptions)
         self._routing = Routing(broker, self, self._subscriptions)
         self._lifecycle = Lifecycle(broker, self, Wills(broker, self))
         self._warned = False
-        self._asking: set[asyncio.Task[None]] = set()
 
     # What the bridge asks.
 
@@ -143,14 +144,12 @@ class AmqttHost:
                 frame = frames[qos] = Frame(shown_topic or message.topic, message.payload, qos)
             parcel = Parcel(fanout, frame, ready=not restricted, session=kept_for)
             connection.outbox.send(parcel)
-            if not parcel.ready and not parcel.settled:
+            if not parcel.ready and (not parcel.settled or parcel.missed_qos):
                 unasked.append((connection, parcel))
-        if away and not restricted:
+        if unasked or (away and restricted):
+            self._asking.ask(message.topic, fanout, receivers=unasked, away=away)
+        elif away:
             self._absent.miss(fanout, away)
-        elif unasked or away:
-            task = asyncio.create_task(self._ask(message.topic, unasked, away, fanout), name="mq2mqtt.receive-acl")
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
 
     def _receivers(
         self, message: MqttMessage
@@ -172,22 +171,6 @@ class AmqttHost:
             elif kept:
                 away.append((session, qos))
         return here, away
-
-    async def _ask(
-        self, topic: str, receivers: list[tuple[Connection, Parcel]], away: list[tuple[Session, int]], fanout: Fanout
-    ) -> None:
-        """Ask the broker's plugins for each receiver; the parcels keep their places meanwhile."""
-        for connection, parcel in receivers:
-            if connection.session is not None and await self.may_receive(connection.session, topic):
-                parcel.ready = True
-                connection.outbox.pump()
-            else:
-                connection.outbox.discard(parcel, DropReason.NOT_AUTHORIZED)
-        for session, qos in away:
-            if await self.may_receive(session, topic):
-                self._absent.miss(fanout, [(session, qos)])
-            else:
-                fanout.done(Outcome.DROPPED, DropReason.NOT_AUTHORIZED)
 
     def deliver(self, client_id: str, message: MqttMessage, settled: Settled, *, handed: Callable[[], None]) -> None:
         """See `mq2mqtt.host.MqttHost.deliver`. The receiver needs no permission: its client id was named (spec 6)."""

@@ -12,6 +12,7 @@ ACL = "tests.unit.amqtt.plugins.SlowAcl"
 LISTENER = "tests.unit.amqtt.plugins.Listener"
 GATE = "tests.unit.amqtt.plugins.Gate"
 TOPIC_GATE = "tests.unit.amqtt.plugins.TopicGate"
+ANSWERS = "tests.unit.amqtt.plugins.Answers"
 OPEN, WRONG, CRASH = "open", "wrong", "crash"
 
 
@@ -88,3 +89,17 @@ class TopicGate(BaseTopicPlugin):
             self.asked.set()
             await self.opened.wait()
         return True
+
+
+class Answers(BaseTopicPlugin):
+    """Who may receive what: permits it, but for the topics in `later`, whose answers the test sets."""
+
+    later: dict[str, asyncio.Future[bool]]
+
+    @dataclass
+    class Config:
+        pass
+
+    async def topic_filtering(self, *, session: Any = None, topic: Any = None, action: Any = None) -> bool:  # noqa: ARG002
+        answer = self.later.get(topic) if action is Action.RECEIVE else None
+        return answer is None or await answer
