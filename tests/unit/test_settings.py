@@ -233,6 +233,11 @@ def test_environment_wins_over_the_file(write: Write, monkeypatch: pytest.Monkey
         ),
         ("MQ2MQTT_RULES", "[{", "environment MQ2MQTT_RULES: no valid JSON, which lists and mappings must be"),
         (
+            "MQ2MQTT_ROCKETMQ__ADDRESS_MAP",
+            "a=b",
+            "environment MQ2MQTT_ROCKETMQ__ADDRESS_MAP: no valid JSON, which lists and mappings must be",
+        ),
+        (
             "MQ2MQTT_RULES",
             '[{"id": "env-1", "type": "x"}]',
             "environment MQ2MQTT_RULES: rules[0]: type: must be one of 'outbound', 'inbound', 'status', not 'x'",
@@ -249,6 +254,16 @@ def test_problems_in_the_environment(
 ) -> None:
     monkeypatch.setenv(name, value)
     assert problems(write("rules: [{id: file-1, type: outbound, source: a, target: b}]\n")) == [line]
+
+
+def test_of_several_variables_of_a_section_one_is_no_json(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("mq2mqtt_rocketmq__address_map", "a=b")
+    monkeypatch.setenv("MQ2MQTT_ROCKETMQ__NAMESRV", "b:2")
+    monkeypatch.setenv("MQ2MQTT_ROCKETMQ__PROXY", "")
+    (line,) = problems(write("rules: []\n"))
+    assert line.startswith(
+        "environment MQ2MQTT_ROCKETMQ__ADDRESS_MAP, MQ2MQTT_ROCKETMQ__NAMESRV: one of these is no valid JSON"
+    )
 
 
 # What is wrong with the file itself

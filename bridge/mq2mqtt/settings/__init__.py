@@ -292,7 +292,7 @@ class Settings(BaseSettings):
     )
     rules: tuple[Rule, ...] = Field(
         default=(),
-        description="What goes from where to where: docs/rules.md. Status rules are checked but not run yet.",
+        description="What goes from where to where: docs/rules.md.",
         examples=[list(_EXAMPLE_RULES)],
     )
 
@@ -395,9 +395,7 @@ def load(path: str | Path) -> Settings:
         for problem in error.errors(include_url=False):
             report.add_error(problem)
     except SettingsError as error:
-        # It says: error parsing value for field "rules" from source "EnvSettingsSource".
-        name = _ENV_PREFIX + str(error).split('"')[1].upper()
-        raise ConfigError(f"{_ENVIRONMENT} {name}: no valid JSON, which lists and mappings must be") from None
+        raise ConfigError(_no_json(error)) from None
     if settings is not None:
         for index, field, message in conflicts(settings.rules):
             report.add(("rules", index, field), message)
@@ -405,6 +403,20 @@ def load(path: str | Path) -> Settings:
     if settings is None or report.lines:
         raise ConfigError("\n".join(report.lines))
     return settings
+
+
+def _no_json(error: SettingsError) -> str:
+    # It says: error parsing value for field "rules" from source "EnvSettingsSource". Of a section it does not say which
+    # of its variables is meant.
+    section = _ENV_PREFIX + str(error).split('"')[1].upper()
+    names = sorted(name for name in _variables() if name == section or name.startswith(section + _ENV_DELIMITER))
+    which = "one of these is " if len(names) > 1 else ""
+    return f"{_ENVIRONMENT} {', '.join(names)}: {which}no valid JSON, which lists and mappings must be"
+
+
+def _variables() -> set[str]:
+    # They are found in any case, and an empty one counts as not set.
+    return {name.upper() for name, value in os.environ.items() if value}
 
 
 class _Report:
@@ -461,8 +473,7 @@ class _Report:
 
     def _variable(self, location: Location) -> str | None:
         """Return the environment variable that set `location`, if one did."""
-        # Variables are found in any case, and an empty one counts as not set.
-        variables = {name.upper() for name, value in os.environ.items() if value}
+        variables = _variables()
         names = (_ENV_PREFIX + _ENV_DELIMITER.join(map(str, location[:n])).upper() for n in range(1, len(location) + 1))
         return next((name for name in names if name in variables), None)
 
