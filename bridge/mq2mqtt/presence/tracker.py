@@ -176,4 +176,6 @@ def _read(body: bytes | str | Mapping[str, Any]) -> _Event:
     numbers = (0 if event.seq is None else event.seq, event.epoch)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise MalformedEventError("no client event: a field of another type")
+    if min(numbers) < 0:
+        raise MalformedEventError("no client event: a negative number")
     return event

@@ -159,6 +159,8 @@ def test_what_is_over_is_forgotten_by_number_and_by_time(*, numbered: bool) -> N
         body("connect", "c", seq=1.5),
         body("connect", "c", seq=1, epoch=None),
         body("connect", "c", seq=1, node=7),
+        body("connect", "c", seq=1, epoch=-1),
+        body("tcpclean", "c", seq=-1),
     ],
     ids=lambda bad: str(bad)[:40],
 )
