@@ -117,6 +117,11 @@ def quickstart(
     raise typer.Exit(_run(session(once=once, rocketmq=rocketmq, mosquitto=mosquitto, driver=driver)))
 
 
+def _wait_with_reloads() -> None:
+    # SIGHUP would end the process until `serve` takes it; the file is still to be read, so that nothing is missed.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 @app.command()
 def run(
     *,
@@ -128,8 +133,7 @@ def run(
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Run an amqtt broker with the bridge in it."""
-    # It would end the process until `serve` takes it; the file is still to be read, so that nothing is missed.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _wait_with_reloads()
     from mq2mqtt_amqtt.run import serve  # noqa: PLC0415 - amqtt is slow to import
 
     set_up_logging(level=log_level, json=log_json)
@@ -145,6 +149,7 @@ def sidecar(
     log_json: Annotated[bool, typer.Option("--log-json", help="Write log lines as JSON objects.")] = False,
 ) -> None:
     """Run the bridge beside an MQTT broker: Mosquitto with the hook, or any that speaks MQTT 5."""
+    _wait_with_reloads()
     from mq2mqtt_mosquitto.sidecar import serve  # noqa: PLC0415 - the other commands start faster
 
     set_up_logging(level=log_level, json=log_json)

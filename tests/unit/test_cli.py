@@ -361,10 +361,11 @@ def test_explain_with_wrong_options_is_exit_code_2(run: Run, config: Path, argum
     assert run("explain", "-c", config, *arguments)[0] == 2
 
 
-def test_a_reload_asked_for_before_the_bridge_is_up_does_not_end_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command_name", ["run", "sidecar"])
+def test_a_reload_asked_for_before_the_bridge_is_up_does_not_end_it(command_name: str, tmp_path: Path) -> None:
     config = tmp_path / "mq2mqtt.yaml"
     os.mkfifo(config)
-    command = [sys.executable, "-m", "mq2mqtt", "run", "-c", str(config)]
+    command = [sys.executable, "-m", "mq2mqtt", command_name, "-c", str(config)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         # Opens when it reads its configuration, which it then waits for.
         with config.open("w") as file:
