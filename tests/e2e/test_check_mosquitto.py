@@ -1,6 +1,7 @@
 """`mq2mqtt check` with a sidecar's configuration, against a real Mosquitto."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,16 +68,21 @@ def problems(lines: list[str]) -> list[str]:
 
 def test_a_broker_that_fits_has_no_problem(brokers: Callable[..., Mosquitto], check: Check, tmp_path: Path) -> None:
     broker = brokers("persistence true", f"persistence_location {tmp_path}/")
-    lines = check(broker)
+    no_stall = "ok       messages that follow one another at once do not wait (set_tcp_nodelay)"
+    for _ in range(3):
+        lines = check(broker)
+        if no_stall in lines:  # else the machine itself has stalled
+            break
     # The tests' token is for nobody to guess, and for everybody to read.
     assert [line for line in problems(lines) if "/token is open" not in line] == []
     assert any(f"auth allow, acl allow, spool {broker.spool}" in line for line in lines)
-    assert "ok       messages that follow one another at once do not wait (set_tcp_nodelay)" in lines
+    assert no_stall in lines
 
 
 def test_a_stall_is_measured(brokers: Callable[..., Mosquitto], check: Check) -> None:
     lines = check(brokers("set_tcp_nodelay false"))
-    assert any("a message that follows another at once waits 4" in line for line in problems(lines)), lines
+    found = [re.search(r"a message that follows another at once waits (\d+) ms", line) for line in problems(lines)]
+    assert any(waits is not None and int(waits[1]) >= 40 for waits in found), lines
 
 
 def test_a_wrong_token_is_named(brokers: Callable[..., Mosquitto], check: Check) -> None:

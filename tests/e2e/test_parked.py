@@ -24,7 +24,7 @@ from tests.new_bridge import new_bridge
 from tests.rocket_peer import RocketPeer
 from tests.waiting import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 OUT, IN = "sensors-out", "commands-in"
 
@@ -96,7 +96,7 @@ async def test_what_rocketmq_refused_is_sent_once_when_it_takes_it(
         replay(bridge, OUT, first)
         await until(lambda: bridge.metric("mq2mqtt_messages_total", rule=OUT, outcome="parked") == parked + 1)
         assert len(keys(bridge, OUT)) == 3
-        assert sums_hold(bridge)
+        await until(lambda: sums_hold(bridge))
 
         peer.configure_broker("maxMessageSize=65536", broker_address=server.broker_address)
         replay(bridge, OUT, first)
@@ -106,7 +106,7 @@ async def test_what_rocketmq_refused_is_sent_once_when_it_takes_it(
         status, content = api(bridge, f"parked/{OUT}/{second}/replay", method="POST")
         assert (status, content["state"]) == (202, "replay")
         await until(lambda: keys(bridge, OUT) == [third])
-        assert sums_hold(bridge)
+        await until(lambda: sums_hold(bridge))
         assert api(bridge, f"parked/{OUT}/{third}", method="DELETE")[0] == 200
         assert api(bridge, "parked") == (200, {"parked": []})
         assert bridge.metric("mq2mqtt_parked_messages", rule=OUT) == 0
@@ -173,15 +173,15 @@ async def test_kill_9_in_a_replay_loses_nothing(
     with peer.collect(target) as messages:
         bridge.start(ready=False)
         enough = dice.randrange(1, 400)
-        await until(lambda: len(messages) >= enough)
+        await until(lambda: len(messages) >= enough, seconds=120)
         bridge.kill()
         bridge.start()
-        await until(lambda: not keys(bridge, OUT))
+        await until(lambda: not keys(bridge, OUT), seconds=120)
         await until(lambda: len({message.body for message in messages}) == len(wanted))
         # The one that was on its way may come twice, under the same key.
         assert len(messages) <= len(wanted) + 1
         assert len({message.properties["KEYS"] for message in messages}) == len(wanted)
-    assert sums_hold(bridge)
+    await until(lambda: sums_hold(bridge))
     assert bridge.stop() == 0
 
 
@@ -203,10 +203,10 @@ async def test_kill_9_in_a_replay_to_devices_loses_nothing(
         assert ask_replay(lane, f"broker-a/0/{int(body)}")
     bridge.start(ready=False)
     enough = dice.randrange(1, 400)
-    await until(lambda: len(keys(bridge, IN)) <= len(wanted) - enough)
+    await until(lambda: len(keys(bridge, IN)) <= len(wanted) - enough, seconds=120)
     bridge.kill()
     bridge.start()
-    await until(lambda: not keys(bridge, IN))
+    await until(lambda: not keys(bridge, IN), seconds=120)
     await until(lambda: sums_hold(bridge))
     with contextlib.closing(sqlite3.connect(bridge.directory / "kept.db")) as database:
         kept = [bytes(payload) for (payload,) in database.execute("SELECT payload FROM offline")]
