@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.amqtt("Mosquitto keeps its sessions i
 
 _BATCH: Final = 30
 _MISSED: Final = 40
+_BURST: Final = 600
+"""More than what makes a device that does not move count as stuck."""
 _NAME: Final = "GID_kept@@@session"
 
 
@@ -94,3 +96,28 @@ async def _come_back(bridge: BridgeProcess, peer: RocketPeer, into: str) -> None
     # What was settled just before the kill may be fetched again.
     kept = list(dict.fromkeys(message.payload for message in device.messages if message.payload != b"live"))
     assert kept == [b"%d" % number for number in range(_MISSED)]
+
+
+async def test_what_a_stuck_device_does_not_get_comes_in_its_order_when_it_is_back(
+    rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path
+) -> None:
+    into = f"in_{uuid.uuid4().hex[:12]}"
+    peer.create_topic(into, queues=1)
+    rule = {"id": "devices-in", "type": "inbound", "source": into, "target": "devices"}
+    bridge = BridgeProcess(tmp_path, namesrv=rocketmq.namesrv, rules=[rule])
+    bridge.start()
+    try:
+        stuck = await Client.connect(bridge.mqtt_port, _NAME, clean=False)
+        stuck.stop_reading()
+        bodies = [b"%d" % number for number in range(_BURST)]
+        to_it = {"mqttSecondTopic": f"/p2p/{_NAME}", "qoslevel": "1", "cleansessionflag": "false"}
+        await asyncio.to_thread(peer.send_many, into, bodies, **to_it)
+        await until(lambda: bridge.metric("mq2mqtt_offline_messages") == _BURST)
+        stuck.abort()
+        back = await Client.connect(bridge.mqtt_port, _NAME, clean=False)
+        await back.wait_messages(2 * _BATCH)
+        await back.drop()
+        assert [message.payload for message in back.messages[: 2 * _BATCH]] == bodies[: 2 * _BATCH]
+        assert_invariants(bridge)
+    finally:
+        bridge.kill()
