@@ -1,13 +1,15 @@
 """What the driver over librocketmq does beside the contract: messages it can't read, outages, and its ends."""
 
 import asyncio
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
 from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.drivers import DRIVERS, library, open_link
 from mq2mqtt.message import ReceivedMessage, RocketMessage
-from mq2mqtt.quickstart.cluster import create_topic
+from mq2mqtt.quickstart.cluster import OPEN, create_topic
+from mq2mqtt.quickstart.rocketmq import RocketMQ
 from mq2mqtt.rocketmq import Client
 from mq2mqtt.rocketmq.codes import RequestCode
 from mq2mqtt.settings import RocketMQSettings
@@ -28,6 +31,9 @@ from tests.rocket_peer import RocketPeer
 ROOT = Path(__file__).parents[2]
 _COMPRESSED_BY_ZSTD = 0x1 | 2 << 8
 _ALL = b"\0all\0"
+_SECOND = "broker-b"
+
+NewLink = Callable[[str], RocketLink]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +43,7 @@ def _with_its_package(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-async def new_link() -> AsyncIterator[Callable[[str], RocketLink]]:
+async def new_link() -> AsyncIterator[NewLink]:
     """Return what makes a link to a name server; they are closed at the end."""
     made: list[RocketLink] = []
 
@@ -53,7 +59,31 @@ async def new_link() -> AsyncIterator[Callable[[str], RocketLink]]:
 
 
 @pytest.fixture
-async def link(rocketmq: SharedRocketMQ, new_link: Callable[[str], RocketLink]) -> RocketLink:
+def second_broker(tmp_path: Path) -> Iterator[Callable[[RocketMQ], Awaitable[RocketMQ]]]:
+    """Return what starts another broker at the name server of a RocketMQ."""
+    started: list[RocketMQ] = []
+
+    async def start(first: RocketMQ) -> RocketMQ:
+        second = RocketMQ(
+            tmp_path / "second",
+            version=first.version,
+            jars=first.jars,
+            broker_conf={"brokerName": _SECOND},
+            java_properties={},
+            access=OPEN,
+        )
+        second.namesrv = first.namesrv
+        started.append(second)
+        await second.start_broker()
+        return second
+
+    yield start
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+async def link(rocketmq: SharedRocketMQ, new_link: NewLink) -> RocketLink:
     link = new_link(rocketmq.namesrv)
     await link.start()
     return link
@@ -82,6 +112,22 @@ async def receive(subscription: Subscription, count: int) -> list[ReceivedMessag
             if len(received) >= count:
                 break
     return received
+
+
+async def at_last(use: Callable[[], Awaitable[None]]) -> None:
+    """Do it again after each error that says that it may help."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await use()
+            except LinkError:
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+
+async def send_at_last(link: RocketLink, queue: Queue, body: bytes = b"x") -> None:
+    await at_last(lambda: link.send(queue, messages(queue, body)))
 
 
 async def send_as_another(queue: Queue, body: bytes, *, namesrv: str, address: str, flags: int = 0) -> None:
@@ -182,9 +228,7 @@ async def test_rocketmq_never_hears_of_more_than_the_settled_prefix(
 # Outages
 
 
-async def test_without_a_name_server_the_link_starts_and_says_so(
-    new_link: Callable[[str], RocketLink], free_port: int
-) -> None:
+async def test_without_a_name_server_the_link_starts_and_says_so(new_link: NewLink, free_port: int) -> None:
     link = new_link(f"127.0.0.1:{free_port}")
     await link.start()
 
@@ -196,9 +240,7 @@ async def test_without_a_name_server_the_link_starts_and_says_so(
 
 
 @pytest.mark.faults
-async def test_after_the_broker_was_killed_both_ways_go_on(
-    start_rocketmq: StartRocketMQ, new_link: Callable[[str], RocketLink]
-) -> None:
+async def test_after_the_broker_was_killed_both_ways_go_on(start_rocketmq: StartRocketMQ, new_link: NewLink) -> None:
     server = await start_rocketmq()
     await create_topic(server.namesrv, "t", queues=1)
     link = new_link(server.namesrv)
@@ -216,15 +258,52 @@ async def test_after_the_broker_was_killed_both_ways_go_on(
     subscription.settle(before)
     await server.start_broker()
 
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await link.send(queue, messages(queue, b"after"))
-                break
-            except LinkError:
-                await asyncio.sleep(0.2)
+    await send_at_last(link, queue, b"after")
     assert [message.body for message in await receive(subscription, 1)] == [b"after"]
     await waiting.until(lambda: subscription.problem is None, seconds=30)
+
+
+@pytest.mark.faults
+async def test_a_broker_that_hangs_is_told_to_all_at_once_and_holds_up_no_other(
+    start_rocketmq: StartRocketMQ, second_broker: Callable[[RocketMQ], Awaitable[RocketMQ]], new_link: NewLink
+) -> None:
+    server = await start_rocketmq()
+    await create_topic(server.namesrv, "healthy", queues=1)
+    hanging = await second_broker(server)
+    topics = ("one", "two")
+    for topic in topics:
+        await create_topic(server.namesrv, topic, queues=8)
+    link = new_link(server.namesrv)
+    await link.start()
+    (healthy,) = await link.queues("healthy")
+    hung = [queue for topic in topics for queue in await link.queues(topic) if queue.broker == _SECOND]
+    assert len(hung) == 16
+    for queue in (*hung, healthy):
+        await send_at_last(link, queue)
+    subscription = await link.subscribe("one", new_group(), tags="*", start=ConsumeFrom.EARLIEST)
+    await waiting.until(lambda: subscription.problem is None, seconds=60)
+    hanging.pause_broker()
+    began = time.monotonic()
+
+    async def told(use: Awaitable[None]) -> float:
+        with pytest.raises(LinkError, match=_SECOND):
+            await use
+        return time.monotonic() - began
+
+    sends = asyncio.gather(*(told(link.send(queue, messages(queue, b"hangs"))) for queue in hung))
+    proofs = asyncio.gather(*(told(link.probe(topic)) for topic in topics))
+    await link.send(healthy, messages(healthy, b"goes on"))
+    assert time.monotonic() - began < 2.5
+    await waiting.until(lambda: _SECOND in (subscription.problem or ""), seconds=8)
+    # Each took the library's own time, 3 s and 10 s, after the one before.
+    assert max(*await sends, *await proofs) < 8
+
+    hanging.resume_broker()
+
+    for queue in hung:
+        await send_at_last(link, queue)
+    await waiting.until(lambda: subscription.problem is None, seconds=60)
+    await at_last(functools.partial(link.probe, "one"))
 
 
 # Ends
@@ -269,7 +348,7 @@ asyncio.run(use(int(sys.argv[1]), sys.argv[2] == "close", *sys.argv[3:]))
 @pytest.mark.parametrize(("times", "close"), [(25, True), (1, False)], ids=["closed-25-times", "not-closed"])
 def test_a_process_ends_in_peace(times: int, rocketmq: SharedRocketMQ, topic: str, *, close: bool) -> None:
     arguments = [sys.executable, "-c", _USE, str(times), "close" if close else "leave", topic, rocketmq.namesrv]
-    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=250, check=False)
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "used\n", "")
 
@@ -287,10 +366,14 @@ async def test_what_it_sends_and_receives_is_freed(link: RocketLink, single: Que
 
     subscription = await link.subscribe(single.topic, new_group(), tags="*", start=ConsumeFrom.EARLIEST)
     await round_trip(1000)
-    before = resident_mebibytes()
-    await round_trip(5000)  # of 20 MiB
+    growths: list[float] = []
+    # What an allocator or a log takes once, it does not take three times.
+    while len(growths) < 3 and min(growths, default=10.0) >= 10:
+        before = resident_mebibytes()
+        await round_trip(5000)  # of 20 MiB
+        growths.append(resident_mebibytes() - before)
 
-    assert resident_mebibytes() - before < 10
+    assert min(growths) < 10, growths
 
 
 def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
@@ -306,7 +389,7 @@ def test_a_log_that_cannot_be_written_is_an_error_and_no_abort(
         arguments,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
         env={**os.environ, "HOME": str(tmp_path / "home")},
     )

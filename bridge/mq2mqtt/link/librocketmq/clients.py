@@ -27,6 +27,7 @@ from mq2mqtt.rocketmq.message import ReceivedMessage
 
 __all__ = [
     "READ_PROPERTIES",
+    "SEND_MILLISECONDS",
     "Client",
     "Consumer",
     "Credentials",
@@ -49,7 +50,8 @@ _GET_IT: Final = "install Apache's rocketmq-client-cpp, 2.0.0 to 2.2.0, so that 
 
 _OK: Final = 0
 _LOG_ERRORS: Final = 2
-_SEND_MILLISECONDS: Final = 3000
+SEND_MILLISECONDS: Final = 3000
+"""So long a send waits for its answer."""
 _CHANNEL: Final = b"ALIYUN"  # what the library's own samples say; RocketMQ does not look
 _QUEUE_WORDS: Final = 64  # `MQMessageQueue` has 9
 _COMPRESSED: Final = 0x1
@@ -271,7 +273,7 @@ class Producer(Client):
     def _set_instance(self, instance: str) -> None:
         quick = self.library.functions.quick
         quick.SetProducerInstanceName(self._handle, instance.encode())
-        quick.SetProducerSendMsgTimeout(self._handle, _SEND_MILLISECONDS)
+        quick.SetProducerSendMsgTimeout(self._handle, SEND_MILLISECONDS)
         quick.SetProducerMaxMessageSize(self._handle, _MAX_BODY)
 
     def send(self, message: RocketMessage, index: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The link over librocketmq: threads that send, one that asks for routes, one that has brokers prove themselves."""
+"""The link over librocketmq: it knows the routes, and checks and shares out what is asked of it."""
 
 import asyncio
 import contextlib
@@ -11,8 +11,10 @@ from typing import Final, NamedTuple, TypeVar
 from mq2mqtt.errors import ConfigError, LinkError, MessageRejectedError, NotConnectedError, TopicNotFoundError
 from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.librocketmq.clients import Client, Consumer, Credentials, Library, Producer, PullStatus
+from mq2mqtt.link.librocketmq.proving import PROVING_GROUP, Prover, no_answer
 from mq2mqtt.link.librocketmq.reading import FAR
 from mq2mqtt.link.librocketmq.receiving import LibrocketmqSubscription
+from mq2mqtt.link.librocketmq.sending import Senders
 from mq2mqtt.message import RocketMessage
 from mq2mqtt.rocketmq import MessageIllegal
 from mq2mqtt.rocketmq.codec import encoded_size
@@ -21,15 +23,13 @@ from mq2mqtt.rocketmq.tags import TagFilter
 
 __all__ = ["LibrocketmqLink"]
 
-_SENDERS: Final = 8
 _ROUTE_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 3.0
 _GROUP: Final = "GID_mq2mqtt"
-# RocketMQ's own tools pull in it: brokers have it without anybody making it.
-_PROVING_GROUP: Final = "TOOLS_CONSUMER"
 
 _Result = TypeVar("_Result")
 _ClientT = TypeVar("_ClientT", bound=Client)
+_Part = TypeVar("_Part")
 
 
 class _Route(NamedTuple):
@@ -64,15 +64,15 @@ class LibrocketmqLink(RocketLink):
         self._client_id = client_id
         self._credentials = credentials
         self._producer: Producer | None = None
-        self._prover: Consumer | None = None
-        # What waits for a thread is bounded by the callers, who each wait for their own.
-        self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="librocketmq-send")
+        self._consumer: Consumer | None = None
+        self._prover: Prover | None = None
+        self._senders: dict[str, Senders] = {}
+        """By broker."""
+        # What waits for the thread is bounded by the callers, who each wait for their own.
         self._router = ThreadPoolExecutor(1, thread_name_prefix="librocketmq-route")
-        self._proving = ThreadPoolExecutor(1, thread_name_prefix="librocketmq-prove")
         self._routes: dict[str, _Route] = {}
         self._met: set[str] = set()
         self._meeting = asyncio.Lock()
-        self._ends: dict[Queue, int] = {}
         self._subscriptions: dict[str, LibrocketmqSubscription] = {}
         self._stopping = threading.Event()
         self._closing: asyncio.Task[None] | None = None
@@ -85,12 +85,13 @@ class LibrocketmqLink(RocketLink):
         """
 
         def start() -> tuple[Producer, Consumer]:
-            producer, prover = self.new_client(Producer, _GROUP), self.new_client(Consumer, _PROVING_GROUP)
+            producer, consumer = self.new_client(Producer, _GROUP), self.new_client(Consumer, PROVING_GROUP)
             producer.start()
-            prover.start()
-            return producer, prover
+            consumer.start()
+            return producer, consumer
 
-        self._producer, self._prover = await _in(self._router, start)
+        self._producer, consumer = await _in(self._router, start)
+        self._consumer, self._prover = consumer, Prover(consumer)
 
     def new_client(self, kind: type[_ClientT], group: str) -> _ClientT:
         """Return a client of the library that shares this link's connections, not started."""
@@ -110,13 +111,17 @@ class LibrocketmqLink(RocketLink):
         await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
-        await asyncio.gather(*(subscription.close() for subscription in list(self._subscriptions.values())))
+        ends = [subscription.close() for subscription in list(self._subscriptions.values())]
+        if self._prover is not None:
+            ends.append(self._prover.close())
+        await asyncio.gather(*ends)
 
         def end() -> None:
             # The library must not be left while another thread is in it.
-            for threads in (self._senders, self._router, self._proving):
-                threads.shutdown(cancel_futures=True)
-            for client in (self._prover, self._producer):
+            for senders in self._senders.values():
+                senders.close()
+            self._router.shutdown(cancel_futures=True)
+            for client in (self._consumer, self._producer):
                 if client is not None:
                     client.close()
 
@@ -148,7 +153,7 @@ class LibrocketmqLink(RocketLink):
                 if queue.broker not in self._met:
                     self._met.add(queue.broker)
                     with contextlib.suppress(NotConnectedError):
-                        await self._prove(queue)
+                        await self._open(self._prover).prove(queue)
 
     async def find_queues(self, topic: str) -> list[Queue]:
         """Return the readable queues of `topic`; none when no name server knows it, or none answers.
@@ -156,8 +161,8 @@ class LibrocketmqLink(RocketLink):
         Raises:
             NotConnectedError: the link is closed.
         """
-        prover = self._open(self._prover)
-        return await _in(self._router, prover.fetch_queues, topic)
+        consumer = self._open(self._consumer)
+        return await _in(self._router, consumer.fetch_queues, topic)
 
     async def require_name_server(self) -> None:
         """Return when a name server lets itself be connected to; the library does not tell why it knows no route.
@@ -186,41 +191,23 @@ class LibrocketmqLink(RocketLink):
         if index is None:
             raise LinkError(f"{queue.topic} has no queue {queue.queue_id} on broker {queue.broker} any more")
 
-        def send() -> str | None:
-            for message in checked:
-                if self._stopping.is_set():
-                    return "the link is closed"
-                if problem := producer.send(message, index):
-                    return problem
-            return None
-
-        problem = await _in(self._senders, send)
+        self._open(producer)
+        senders = self._senders.get(queue.broker)
+        if senders is None:
+            senders = self._senders[queue.broker] = Senders(producer, self._stopping)
+        problem = await senders.send(checked, index)
         if problem is not None:
             self._open(producer)
-            await self._prove(queue)
             raise LinkError(
                 f"broker {queue.broker} did not store a message of topic {queue.topic}: {problem} (librocketmq does "
-                "not tell what the broker answered: busy, full, no permission, or a message that it calls illegal)"
+                "not tell why: the broker is away, busy or full, it gives no permission, or calls the message illegal)"
             )
 
     async def probe(self, topic: str) -> None:
         """Prove that the brokers of `topic` answer (RocketLink); it takes the right to read it."""
         queues = await self.queues(topic)
         for queue in {queue.broker: queue for queue in queues}.values():
-            await self._prove(queue)
-
-    async def _prove(self, queue: Queue) -> None:
-        """Return when the broker of `queue` answers.
-
-        Raises:
-            NotConnectedError: it does not, or does not let the queue be read.
-        """
-        prover = self._open(self._prover)
-        # At its end a queue has nothing to transfer.
-        pulled = await _in(self._proving, prover.pull, queue, self._ends.get(queue, FAR))
-        if pulled.status is PullStatus.NO_ANSWER:
-            raise _no_answer(queue)
-        self._ends[queue] = pulled.max_offset
+            await self._open(self._prover).prove(queue)
 
     async def subscribe(self, topic: str, group: str, *, tags: str, start: ConsumeFrom) -> Subscription:
         """Join `group` (RocketLink).
@@ -228,7 +215,7 @@ class LibrocketmqLink(RocketLink):
         Raises:
             ConfigError: `tags` names no tag, or this link is in `group` already.
         """
-        self._open(self._prover)
+        self._open(self._consumer)
         if group in self._subscriptions:
             raise ConfigError(f"consumer group {group} is subscribed twice; RocketMQ knows one topic for each member")
         try:
@@ -263,7 +250,7 @@ class LibrocketmqLink(RocketLink):
                 consumer.close()
 
         if refused := await _in(self._router, read):
-            raise _no_answer(refused, group)
+            raise no_answer(refused, group)
 
     async def topic_exists(self, topic: str) -> bool:
         """Whether `topic` has a route (RocketLink)."""
@@ -276,16 +263,10 @@ class LibrocketmqLink(RocketLink):
         """Raise: librocketmq makes no topics."""
         raise LinkError(f"librocketmq cannot create topic {topic}: mqadmin updateTopic -r {queues} -w {queues} does")
 
-    def _open(self, client: _ClientT | None) -> _ClientT:
-        if client is None or self._stopping.is_set():
+    def _open(self, part: _Part | None) -> _Part:
+        if part is None or self._stopping.is_set():
             raise NotConnectedError("the link is closed")
-        return client
-
-
-def _no_answer(queue: Queue, group: str = _PROVING_GROUP) -> NotConnectedError:
-    return NotConnectedError(
-        f"broker {queue.broker} does not answer, or does not let topic {queue.topic} be read in group {group}"
-    )
+        return part
 
 
 def _checked(message: RocketMessage) -> RocketMessage:

@@ -83,6 +83,11 @@ class Reading:
         """Messages behind what may be committed, as of the last pull."""
         return max(0, self.end - self.prefix.committable)
 
+    @property
+    def silence(self) -> str:
+        """What is wrong when a pull has no answer."""
+        return f"broker {self.queue.broker} does not answer a pull from topic {self.queue.topic}, or refuses it"
+
     def pull(self, consumer: Consumer) -> Step:
         """Pull what follows, whatever its tags; blocks."""
         offset = self.prefix.frontier
@@ -121,8 +126,7 @@ class Reading:
 
     def _silence(self, offset: int) -> Step:
         self._failures = 0
-        problem = f"broker {self.queue.broker} does not answer a pull from topic {self.queue.topic}, or refuses it"
-        return Step(offset, self.end, problem=problem, is_silent=True)
+        return Step(offset, self.end, problem=self.silence, is_silent=True)
 
     def _step(self, pulled: Pulled) -> Step:
         if pulled.status is PullStatus.OFFSET_ILLEGAL:

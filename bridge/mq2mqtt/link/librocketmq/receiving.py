@@ -24,6 +24,7 @@ _QUEUES_SECONDS: Final = 10.0
 # The library cannot wait at the broker for a message: it has to be asked again and again.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.16
+_SILENCE_SECONDS: Final = 3.0  # the library waits 10 s for a pull
 _RETRY_TOPIC_SECONDS: Final = 2.0  # no member of the driver's own sends anything there
 _BIRTH_TRIES: Final = 50
 _BIRTH_PAUSE: Final = 0.1
@@ -69,6 +70,8 @@ class LibrocketmqSubscription(Subscription):
         self._births: dict[Queue, int] = {}
         self._readings: dict[Queue, Reading] = {}  # whose turn it is first
         self._silent_until: dict[str, float] = {}
+        self._pulled: tuple[Reading, float] | None = None
+        """What is pulled from now, and since when."""
         self._unreadable = 0
         self._problem: str | None = "not started"
         self._missing: str | None = None
@@ -85,7 +88,12 @@ class LibrocketmqSubscription(Subscription):
     @property
     def problem(self) -> str | None:
         """Why nothing can be received now (Subscription)."""
-        return "closed" if self._closed else self._problem
+        if self._closed:
+            return "closed"
+        pulled = self._pulled
+        if pulled is not None and time.monotonic() > pulled[1] + _SILENCE_SECONDS:
+            return pulled[0].silence
+        return self._problem
 
     @property
     def lag(self) -> int:
@@ -322,7 +330,11 @@ class LibrocketmqSubscription(Subscription):
             if self._closed:
                 break
             if reading.queue.broker not in silent:
-                step = reading.pull(consumer)
+                self._pulled = reading, time.monotonic()
+                try:
+                    step = reading.pull(consumer)
+                finally:
+                    self._pulled = None
                 steps.append((reading, step))
                 if step.is_silent:
                     silent.add(reading.queue.broker)
