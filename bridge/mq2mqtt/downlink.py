@@ -11,7 +11,7 @@ from loguru import logger
 
 from mq2mqtt import expiry
 from mq2mqtt.errors import BridgeError, LaneError, LinkError, UnmappableMessageError
-from mq2mqtt.host import Delivery, DropReason, MqttHost, Outcome, Settled
+from mq2mqtt.host import DELIVERY_TIMEOUT, Delivery, DropReason, MqttHost, Outcome, Settled
 from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
 from mq2mqtt.mapping import Inbound, is_own, to_mqtt
 from mq2mqtt.message import MqttMessage, ReceivedMessage
@@ -26,6 +26,8 @@ from mq2mqtt.telemetry import RuleTelemetry, Trouble
 __all__ = ["Downlink", "Keeper"]
 
 _RETRY_SECONDS = 1.0
+_SETTLING_SECONDS = DELIVERY_TIMEOUT + 5.0
+"""Hosts have their outcome by then, and a database that is there has what is to be kept."""
 _REACHED_NOBODY = frozenset((Outcome.NO_SUBSCRIBER, Outcome.DROPPED))
 # A batch for a device takes less.
 _TURN_SECONDS = 0.005
@@ -302,12 +304,20 @@ class Downlink:
             self._telemetry.rule_up(Trouble.GROUP)
 
     async def close(self) -> None:
-        """Wait for the outcome of what is in flight, commit it, and leave the group. `run` has been cancelled."""
+        """Wait for the outcome of what is in flight, commit it, and leave the group. `run` has been cancelled.
+
+        What has none by then, as while the database is away, is not committed: it goes on to its outcome all the same,
+        and comes again to whoever goes on at the group's place.
+        """
         self._replay.stop()
         try:
-            while self._telemetry.in_flight:
-                self._outcome.clear()
-                await self._outcome.wait()
+            async with asyncio.timeout(_SETTLING_SECONDS):
+                while self._telemetry.in_flight:
+                    self._outcome.clear()
+                    await self._outcome.wait()
+        except TimeoutError:
+            late = self._telemetry.in_flight
+            logger.warning("rule {}: leaves its group, not waiting for {} messages any more", self.rule.id, late)
         finally:
             if self._subscription is not None:
                 await self._subscription.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,34 @@ async def test_a_deleted_rule_awaits_what_devices_were_handed(tmp_path: Path) ->
         await until(lambda: world.state("commands-in") is None)
         assert world.cluster.committed("mq_commands", GROUP) == (1,)
         assert members(world) == []
+
+
+@pytest.mark.parametrize("change", ["source", "deleted"])
+async def test_a_database_that_is_away_holds_up_no_change(
+    tmp_path: Path, cluster: MemoryCluster, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr("mq2mqtt.downlink._SETTLING_SECONDS", 0.3)
+    async with World(tmp_path, IN, cluster=cluster) as world:
+        await until(lambda: world.state("commands-in") == "up")
+        telemetry = world.bridge.telemetry.rules["commands-in"]
+        blocker = sqlite3.connect(f"{tmp_path}.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        await world.send(b"kept", mqttSecondTopic="/p2p/c1", cleansessionflag="false", qoslevel="1")
+        await until(lambda: telemetry.in_flight == 1)
+        if change == "source":
+            world.reload({**IN, "source": "mq_commands2"})
+            await until(lambda: members(world, "mq_commands2"))
+            await world.send(b"next", topic="mq_commands2", mqttSecondTopic="/lamp")
+            await until(lambda: telemetry.outcomes["no_subscriber"] == 1)
+        else:
+            world.reload()
+            await until(lambda: world.state("commands-in") is None)
+        assert (telemetry.in_flight, members(world)) == (1, [])
+        assert cluster.committed("mq_commands", GROUP) == (0,)
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        await until(lambda: telemetry.outcomes["queued"] == 1)
+        assert telemetry.in_flight == 0
 
 
 async def test_a_rule_that_comes_back_while_it_settles_goes_on_where_it_was(tmp_path: Path) -> None:
