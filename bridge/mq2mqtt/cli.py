@@ -28,6 +28,8 @@ app = typer.Typer(
     help="Rules that carry messages between an MQTT broker you already run and Apache RocketMQ.",
     no_args_is_help=True,
     add_completion=False,
+    # Else what was wrong stands in a box of several lines, in a log too.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 config_app = typer.Typer(help="Print what a configuration looks like.", no_args_is_help=True)
@@ -179,7 +181,7 @@ def check(
     if loaded.host.type == "mqtt" and not rocketmq_only:
         from mq2mqtt_mqtt.checks import check_broker  # noqa: PLC0415 - the other commands start faster
 
-        code = max(code, _run(check_broker(loaded)))
+        code = max(code, _run(check_broker(loaded, mosquitto_conf)))
     elif loaded.host.model_fields_set and not rocketmq_only:
         from mq2mqtt_mosquitto.checks import check_host  # noqa: PLC0415 - the other commands start faster
 

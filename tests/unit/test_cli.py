@@ -85,7 +85,9 @@ def test_a_wrong_rule_is_named_with_its_field(run: Run, config: Path) -> None:
 
 def test_wrong_usage_is_exit_code_2(run: Run) -> None:
     assert run("frobnicate")[0] == 2
-    assert run("run", "--no-such-option")[0] == 2
+    code, out, err = run("run", "--no-such-option")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == "Error: No such option: --no-such-option"
 
 
 @pytest.mark.parametrize("option", [("--log-level", "LOUD"), ("--listen", "1883"), ("--listen", "127.0.0.1:99999")])
