@@ -209,7 +209,7 @@ class RuleTelemetry:
             self.drops[delivery.reason or DropReason.DISCONNECTED] += 1
 
     def skipped(self) -> None:
-        """A downlink message is not for this rule: another tag, or a bridge sent it (loop guard)."""
+        """A downlink message is not for this rule: a bridge sent it (loop guard)."""
         self.outcomes["skipped"] += 1
         self.in_flight -= 1
 
