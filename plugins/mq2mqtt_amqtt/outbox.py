@@ -97,7 +97,7 @@ class Outbox:
 
     def _refuses(self, parcel: Parcel) -> bool:
         """Whether there is no room for `parcel`. No older one that is kept then waits any more."""
-        if parcel.kept and self._stuck() and self._loop.time() < self._refuses_kept_until:
+        if parcel.kept and self._loop.time() < self._refuses_kept_until and self._stuck():
             return True
         waiting = len(self._unsettled)
         if waiting < MAX_UNSETTLED and (waiting < STUCK_UNSETTLED or not self._stuck()):
