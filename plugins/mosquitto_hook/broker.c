@@ -8,6 +8,7 @@
 
 #include "log.h"
 #include "mqtt5.h"
+#include "text.h"
 
 /* The client library's header declares these; every Mosquitto exports them to plugins. */
 extern int mosquitto_property_add_byte(mosquitto_property **list, int id, uint8_t value);
@@ -36,7 +37,10 @@ static struct {
 	const mosquitto_property *(*next)(const mosquitto_property *list);
 	const mosquitto_property *(*read_string)(const mosquitto_property *list, int id, char **value, bool skip_first);
 	const mosquitto_property *(*read_pair)(const mosquitto_property *list, int id, char **name, char **value, bool skip);
+	const mosquitto_property *(*read_byte)(const mosquitto_property *list, int id, uint8_t *value, bool skip_first);
 	const mosquitto_property *(*read_int32)(const mosquitto_property *list, int id, uint32_t *value, bool skip_first);
+	const mosquitto_property *(*read_binary)(const mosquitto_property *list, int id, void **value, uint16_t *size,
+		bool skip_first);
 	int (*state)(struct mosquitto *client);
 	int (*version)(int *major, int *minor, int *revision);
 	int (*port)(const struct mosquitto *client);
@@ -55,7 +59,9 @@ void broker_init(void)
 	look_up("mosquitto_property_next", &found.next);
 	look_up("mosquitto_property_read_string", &found.read_string);
 	look_up("mosquitto_property_read_string_pair", &found.read_pair);
+	look_up("mosquitto_property_read_byte", &found.read_byte);
 	look_up("mosquitto_property_read_int32", &found.read_int32);
+	look_up("mosquitto_property_read_binary", &found.read_binary);
 	look_up("mosquitto__get_state", &found.state);
 	look_up("mosquitto_lib_version", &found.version);
 	look_up("mosquitto_client_port", &found.port);
@@ -63,37 +69,90 @@ void broker_init(void)
 
 bool broker_reads_properties(void)
 {
-	return found.identifier && found.next && found.read_string && found.read_pair && found.read_int32;
+	return found.identifier && found.next && found.read_string && found.read_pair && found.read_byte && found.read_int32
+		&& found.read_binary;
 }
 
-static void add_text(struct buffer *section, const char *text)
+static void add_value(struct buffer *section, const void *value, size_t size)
 {
-	size_t size = strlen(text);
 	const uint8_t prefix[] = {(uint8_t)(size >> 8), (uint8_t)size};
 	buffer_add(section, prefix, sizeof prefix);
-	buffer_add(section, text, size);
+	buffer_add(section, value, size);
+}
+
+/* 2.1 gives no text for an empty one. */
+static void add_text(struct buffer *section, const char *text)
+{
+	add_value(section, text ? text : "", text ? strlen(text) : 0);
+}
+
+static void read_user(const mosquitto_property *property, struct buffer *section)
+{
+	char *name = NULL, *value = NULL;
+	if (found.read_pair(property, PROPERTY_USER, &name, &value, false)) {
+		buffer_u8(section, PROPERTY_USER);
+		add_text(section, name);
+		add_text(section, value);
+	}
+	free(name);
+	free(value);
+}
+
+static void read_text(const mosquitto_property *property, enum property_id id, struct buffer *section)
+{
+	char *value = NULL;
+	/* Mosquitto 2.0 does not look whether a response topic has wildcards, which make a section unsound. */
+	if (found.read_string(property, (int)id, &value, false)
+		&& (id != PROPERTY_RESPONSE_TOPIC || (value && text_is_topic(bytes_of(value))))) {
+		buffer_u8(section, (uint8_t)id);
+		add_text(section, value);
+	}
+	free(value);
+}
+
+static void read_correlation(const mosquitto_property *property, struct buffer *section)
+{
+	void *value = NULL;
+	uint16_t size = 0;
+	if (found.read_binary(property, PROPERTY_CORRELATION_DATA, &value, &size, false)) {
+		buffer_u8(section, PROPERTY_CORRELATION_DATA);
+		add_value(section, value ? value : "", value ? size : 0);
+	}
+	free(value);
 }
 
 static void read_one(const mosquitto_property *property, struct buffer *section)
 {
 	int id = found.identifier(property);
-	char *name = NULL, *value = NULL;
 	uint32_t number;
-	if (id == PROPERTY_USER && found.read_pair(property, id, &name, &value, false)) {
-		/* 2.1 gives no text for an empty one. */
-		buffer_u8(section, PROPERTY_USER);
-		add_text(section, name ? name : "");
-		add_text(section, value ? value : "");
-	} else if (id == PROPERTY_CONTENT_TYPE && found.read_string(property, id, &value, false)) {
-		buffer_u8(section, PROPERTY_CONTENT_TYPE);
-		add_text(section, value ? value : "");
-	} else if (id == PROPERTY_EXPIRY && found.read_int32(property, id, &number, false)) {
-		const uint8_t bytes[] = {PROPERTY_EXPIRY, (uint8_t)(number >> 24), (uint8_t)(number >> 16),
-			(uint8_t)(number >> 8), (uint8_t)number};
-		buffer_add(section, bytes, sizeof bytes);
+	uint8_t byte;
+	switch (id) {
+	case PROPERTY_USER:
+		read_user(property, section);
+		break;
+	case PROPERTY_CONTENT_TYPE:
+	case PROPERTY_RESPONSE_TOPIC:
+		read_text(property, (enum property_id)id, section);
+		break;
+	case PROPERTY_CORRELATION_DATA:
+		read_correlation(property, section);
+		break;
+	case PROPERTY_PAYLOAD_FORMAT:
+		if (found.read_byte(property, id, &byte, false)) {
+			buffer_u8(section, PROPERTY_PAYLOAD_FORMAT);
+			buffer_u8(section, byte);
+		}
+		break;
+	case PROPERTY_EXPIRY:
+		if (found.read_int32(property, id, &number, false)) {
+			const uint8_t bytes[] = {PROPERTY_EXPIRY, (uint8_t)(number >> 24), (uint8_t)(number >> 16),
+				(uint8_t)(number >> 8), (uint8_t)number};
+			buffer_add(section, bytes, sizeof bytes);
+		}
+		break;
+	default:
+		break;
 	}
-	free(name);
-	free(value);
 }
 
 void broker_read_properties(const mosquitto_property *properties, struct buffer *section)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from mq2mqtt.message import MqttProperties
-from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, mosquitto_program, only, table_of
+from tests.e2e.hook.mosquitto import DELIVERED, WELCOME, Mosquitto, Sidecar, mosquitto_program, only, table_of
 from tests.mqtt_client import CONNACK, PUBACK, Client, packet, publish_packet, text
-from tests.unit.hook.batches import DELIVER, PUBLISH, Operation
+from tests.unit.hook.batches import DELIVER, HELLO, PUBLISH, Operation
 from tests.unit.hook.driver import HOOK
 from tests.waiting import until
 
@@ -149,6 +149,22 @@ async def connect_5(broker: Mosquitto, client_id: str, properties: bytes = b"") 
     return client
 
 
+async def publish_5(device: Client, topic: str, properties: bytes) -> None:
+    body = text(topic) + struct.pack("!H", 1) + bytes((len(properties),)) + properties + b"body"
+    device.send(packet(0x32, body))
+    await device.wait_packet(PUBACK, 1)
+
+
+EXPIRY = b"\x02\x00\x00\x00\x3c"
+PROPERTIES = b"".join(
+    [
+        b"\x01\x01\x03" + text("text/plain"),
+        b"\x08" + text("reply/to") + b"\x09" + text(b"\0\1"),
+        b"\x26" + text("k") + text("v\u00fc") + b"\x26" + text("k") + text(""),
+    ]
+)
+
+
 def reads_properties() -> bool:
     symbols = subprocess.run(["nm", "-D", mosquitto_program()], capture_output=True, text=True, check=True).stdout
     return "mosquitto_property_read_string_pair" in symbols
@@ -156,31 +172,39 @@ def reads_properties() -> bool:
 
 async def test_mqtt_5_properties_are_in_the_frame(broker: Mosquitto) -> None:
     device = await connect_5(broker, "dev-5")
-    section = (
-        b"\x01\x01\x02\x00\x00\x00\x3c\x03"
-        + text("text/plain")
-        + b"\x08"
-        + text("reply/to")
-        + b"\x09"
-        + text(b"\0\1")
-        + b"\x26"
-        + text("k")
-        + text("v\u00fc")
-        + b"\x26"
-        + text("k")
-        + text("")
-    )
-    body = text("sensors/a") + struct.pack("!H", 1) + bytes((len(section),)) + section + b"body"
-    device.send(packet(0x32, body))
-    await device.wait_packet(PUBACK, 1)
+    await publish_5(device, "sensors/a", EXPIRY + PROPERTIES)
     (frame,) = broker.frames(RULE)
     assert frame.payload == b"body"
     if reads_properties():
         # Mosquitto takes the expiry out before it asks plugins.
+        assert frame.properties == PROPERTIES
         assert frame.mqtt_properties == MqttProperties("text/plain", None, (("k", "v\u00fc"), ("k", "")))
     else:
         assert frame.mqtt_properties is None
         assert "lets no plugin read MQTT 5 properties" in broker.log.read_text()
+    await device.drop()
+
+
+@pytest.mark.parametrize(
+    ("sent", "got"),
+    [
+        (EXPIRY + PROPERTIES, PROPERTIES),
+        # MQTT 5 forbids wildcards there; Mosquitto 2.0 does not look.
+        (b"\x08" + text("reply/#") + b"\x26" + text("k") + text("v"), b"\x26" + text("k") + text("v")),
+    ],
+)
+async def test_p2p_that_is_handed_over_at_once_has_its_mqtt_5_properties(
+    sent: bytes, got: bytes, broker: Mosquitto, sidecar: Sidecar
+) -> None:
+    if not reads_properties():
+        pytest.skip("this build of Mosquitto lets no plugin read MQTT 5 properties")
+    welcome = await sidecar.answer(WELCOME, sidecar.send(Operation(HELLO)))
+    if welcome.body[16] & 1 and b"#" in sent:
+        pytest.skip("Mosquitto 2.1 closes the connection")
+    device = await connect_5(broker, "dev-5")
+    await publish_5(device, "devices/p2p/dev-5", sent)
+    message = only(await device.wait_messages(1))
+    assert message.payload == bytes((len(got),)) + got + b"body"
     await device.drop()
 
 
