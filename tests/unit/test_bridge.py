@@ -50,6 +50,7 @@ def _empty(lane: Path) -> None:
 async def test_a_damaged_lane_hides_no_metrics(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     log: list[str] = []
     async with World(tmp_path, OUT, IN) as world:
+        await until(lambda: world.state("sensors-out") == "up")
         world.link.fail_with("mq_sensors", LinkError("away"))
         world.publish("sensors/x", b"waits")
         harm(tmp_path / "sensors-out")
