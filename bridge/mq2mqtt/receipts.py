@@ -50,13 +50,20 @@ class ReceiptBook:
     def __init__(self, *, node: str) -> None:
         self._node = node
         self._lanes: dict[str, tuple[Lane, RuleTelemetry, Syncing]] = {}
+        self._expected: dict[str, RuleTelemetry] = {}
+
+    def expect(self, rule_id: str, telemetry: RuleTelemetry) -> None:
+        """This inbound rule will have a lane: until it is attached, its receipts are dropped and counted."""
+        self._expected[rule_id] = telemetry
 
     def attach(self, rule_id: str, lane: Lane, telemetry: RuleTelemetry) -> None:
         """Have the receipts of this inbound rule written to `lane`, and counted in `telemetry`."""
+        self._expected.pop(rule_id, None)
         self._lanes[rule_id] = lane, telemetry, Syncing(lane.durable)
 
     def detach(self, rule_id: str) -> None:
         """Write none any more; unknown rules are nothing."""
+        self._expected.pop(rule_id, None)
         self._lanes.pop(rule_id, None)
 
     def tell(self, rule_id: str, outcome: Outcome, receipt: str, *, client_id: str, topic: str) -> None:
@@ -65,7 +72,11 @@ class ReceiptBook:
         `client_id` is empty where a message is not for one client. What the lane cannot take is dropped and counted:
         messages do not wait for their receipts.
         """
-        if outcome not in _TOLD or rule_id not in self._lanes:
+        if outcome not in _TOLD:
+            return
+        if rule_id not in self._lanes:
+            if (expected := self._expected.get(rule_id)) is not None:
+                expected.dropped(DropReason.LANE_NOT_OPEN)
             return
         lane, telemetry, syncing = self._lanes[rule_id]
         frame = _frame(self._node, outcome, Receipt.read(receipt), client_id=client_id, topic=topic)

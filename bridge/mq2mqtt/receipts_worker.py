@@ -26,6 +26,8 @@ class ReceiptsWorker(LaneWorker):
             self._place.receipts.detach(self._of_rule)
         elif self._outlet is not None and isinstance(self._outlet.lane, Lane):
             self._place.receipts.attach(self._of_rule, self._outlet.lane, self.telemetry)
+        else:
+            self._place.receipts.expect(self._of_rule, self.telemetry)
 
     def _target_of(self, rule: Rule) -> str | None:
         return rule.receipts if isinstance(rule, InboundRule) else None

@@ -59,3 +59,20 @@ def test_a_client_id_makes_no_properties_of_its_own(tmp_path: Path) -> None:
     assert json.loads(entry.frame.payload)["clientId"] == client_id
     reader.close()
     lane.close()
+
+
+def test_what_comes_before_the_lane_is_open_is_counted(tmp_path: Path) -> None:
+    book = ReceiptBook(node="n1")
+    telemetry = RuleTelemetry("r.receipts", direction=Direction.UPLINK)
+    book.tell("r", Outcome.QUEUED, TEXT, client_id="c", topic="t")  # nobody wants any
+    book.expect("r", telemetry)
+    book.tell("r", Outcome.QUEUED, TEXT, client_id="c", topic="t")
+    book.tell("r", Outcome.DROPPED, TEXT, client_id="c", topic="t")  # never told
+    lane = Lane.open(tmp_path / "r.receipts", max_bytes=64 << 10, target="t")
+    book.attach("r", lane, telemetry)
+    book.tell("r", Outcome.QUEUED, TEXT, client_id="c", topic="t")
+    book.detach("r")
+    book.tell("r", Outcome.QUEUED, TEXT, client_id="c", topic="t")
+    lane.close()
+    assert telemetry.drops == {"lane_not_open": 1}
+    assert telemetry.outcomes["accepted"] == 1
