@@ -207,6 +207,9 @@ static const struct callback {
 
 #define CALLBACKS (sizeof callbacks / sizeof *callbacks)
 
+/* Each listener with settings of its own loads the plugins anew, but a spool has one writer. */
+static bool is_loaded;
+
 static void unregister(struct hook *hook, size_t count)
 {
 	for (size_t i = 0; i < count; i++)
@@ -223,7 +226,7 @@ static bool register_all(struct hook *hook)
 			hook->is_2_1 = result == MOSQ_ERR_SUCCESS;
 		if (result == MOSQ_ERR_SUCCESS || callback->optional)
 			continue;
-		log_error("Mosquitto takes no callback for event %d (error %d): is the hook loaded twice?", callback->event, result);
+		log_error("Mosquitto takes no callback for event %d (error %d)", callback->event, result);
 		unregister(hook, i);
 		return false;
 	}
@@ -277,6 +280,10 @@ int mosquitto_plugin_version(int supported_version_count, const int *supported_v
 int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, struct mosquitto_opt *options,
 	int option_count)
 {
+	if (is_loaded) {
+		log_error("Mosquitto loads the hook twice: name it once, and with per_listener_settings true below one listener");
+		return MOSQ_ERR_INVAL;
+	}
 	struct hook *hook = calloc(1, sizeof *hook);
 	if (!hook)
 		return MOSQ_ERR_NOMEM;
@@ -290,6 +297,7 @@ int mosquitto_plugin_init(mosquitto_plugin_id_t *identifier, void **userdata, st
 	if (!broker_reads_properties())
 		log_warning("this build of Mosquitto lets no plugin read MQTT 5 properties: they are not exported");
 	*userdata = hook;
+	is_loaded = true;
 	log_notice("version %d.%d, spool %s", HOOK_VERSION_MAJOR, HOOK_VERSION_MINOR, hook->options.spool);
 	return MOSQ_ERR_SUCCESS;
 }
@@ -304,5 +312,6 @@ int mosquitto_plugin_cleanup(void *userdata, struct mosquitto_opt *options, int 
 	unregister(hook, CALLBACKS);
 	events_close(&hook->events);
 	free_hook(hook);
+	is_loaded = false;
 	return MOSQ_ERR_SUCCESS;
 }

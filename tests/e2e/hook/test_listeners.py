@@ -143,6 +143,19 @@ async def test_a_listener_with_settings_of_its_own(stopped: Mosquitto) -> None:
     await sidecar.client.drop()
 
 
+async def test_a_second_listener_with_settings_of_its_own_cannot_have_the_hook(
+    second_port: int, stopped: Mosquitto
+) -> None:
+    stopped.general = ["per_listener_settings true"]
+    stopped.lines = [
+        "allow_anonymous true",
+        f"plugin {stopped.hook}",
+        *(f"plugin_opt_{name} {value}" for name, value in stopped.options.items()),
+        *(f"listener {second_port} 127.0.0.1", "allow_anonymous true"),
+    ]
+    assert "mq2mqtt hook: Mosquitto loads the hook twice" in stopped.refused_to_start()
+
+
 async def test_a_delayed_will(broker: Mosquitto, sidecar: Sidecar) -> None:
     device = await Client.open(broker.port)
     # Session expiry 60 s; the will waits a second.
