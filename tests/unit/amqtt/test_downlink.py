@@ -317,7 +317,10 @@ async def test_a_device_that_does_not_read_holds_up_nobody_and_no_memory(world: 
     await until(lambda: world.intake.told("stuck") == ["connect", "tcpclean"])
 
 
-async def test_a_stuck_device_is_refused_more_until_it_moves_again(world: World) -> None:
+async def test_a_stuck_device_is_refused_more_until_it_moves_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "DELIVERY_TIMEOUT", 20)
     stuck, healthy = await _stuck(world)
     while True:  # until neither system's buffers take more
         receipt = world.deliver("stuck", "into/p2p/stuck", bytes(100_000), qos=0)

@@ -478,10 +478,10 @@ class TestExpiry:
 
     async def test_a_message_under_way_is_delivered_or_expired_never_both(self) -> None:
         async with World() as world:
-            await world.keep("a", b"x", expires_ms=now_ms() + 100)
+            await world.keep("a", b"x", expires_ms=now_ms() + 1000)
             client = world.connect("a", acknowledges=False)
             await settle()
-            await asyncio.sleep(1.2)
+            await asyncio.sleep(2.2)
             assert world.count("expired") == 0
             client.unsettled.pop()(Delivery(Outcome.DELIVERED))
             await settle()
