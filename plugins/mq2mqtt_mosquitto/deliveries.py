@@ -37,6 +37,7 @@ class _Job(NamedTuple):
 
 class _Batch(NamedTuple):
     jobs: list[_Job]
+    size: int
     sent_at: float
 
 
@@ -71,6 +72,11 @@ class Deliveries:
         oldest = next(iter(self._unanswered.values()), None)
         return 0.0 if oldest is None else time.monotonic() - oldest.sent_at
 
+    @property
+    def longest_unanswered(self) -> int:
+        """Bytes of the longest batch that has no answer yet; 0 without one."""
+        return max((batch.size for batch in self._unanswered.values()), default=0)
+
     def add(self, operation: bytes, done: Callable[[Result], None]) -> None:
         """Have `operation` done; `done` is told how it ended."""
         self._waiting.append(_Job(operation, done))
@@ -94,11 +100,19 @@ class Deliveries:
         self._longest = None if packet_bytes is None else packet_bytes - _PACKET_OVERHEAD_BYTES
         self.flush()
 
+    def limit(self, packet_bytes: int) -> None:
+        """Keep to `packet_bytes` from now on; longer batches, whose answers will never come, are sent again first."""
+        self._longest = packet_bytes - _PACKET_OVERHEAD_BYTES
+        self._take_back([number for number, batch in self._unanswered.items() if batch.size > packet_bytes])
+        self.flush()
+
     def disconnected(self) -> None:
         """Keep what was not answered, to be sent again first. Idempotent."""
         self._send = None
-        jobs = [job for batch in self._unanswered.values() for job in batch.jobs]
-        self._unanswered.clear()
+        self._take_back(list(self._unanswered))
+
+    def _take_back(self, numbers: list[int]) -> None:
+        jobs = [job for number in numbers for job in self._unanswered.pop(number).jobs]
         self._waiting.extendleft(reversed(jobs))
 
     def flush(self) -> None:
@@ -112,16 +126,18 @@ class Deliveries:
                 self._refuse(jobs[0])
                 continue
             number = self.next_number()
-            if not self._send(encode_batch(number, [job.operation for job in jobs])):
+            batch = encode_batch(number, [job.operation for job in jobs])
+            if not self._send(batch):
                 self._waiting.extendleft(reversed(jobs))
                 break
-            self._unanswered[number] = _Batch(jobs, time.monotonic())
+            self._unanswered[number] = _Batch(jobs, len(batch), time.monotonic())
         if len(self._waiting) < _ENOUGH_OPERATIONS:
             self._room.set()
 
     def _refuse(self, job: _Job) -> None:
         logger.error(
-            "a message of {} bytes is dropped: the broker takes packets up to {}; raise its max_packet_size",
+            "a message of {} bytes is dropped: the broker takes packets up to {}; raise its max_packet_size (and "
+            "message_size_limit)",
             len(job.operation),
             self._longest,
         )

@@ -12,6 +12,7 @@ from mq2mqtt.settings import Settings
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError, Subscription
 from mq2mqtt_mosquitto.control import (
     ANSWER_TOPIC,
+    BATCH_BYTES,
     CONTROL_TOPIC,
     RESULTS_TOPIC,
     Answer,
@@ -37,9 +38,14 @@ __all__ = ["Session"]
 
 _ANSWER_SECONDS = 10.0
 _SILENT_SECONDS = 1.5
+_LOST_SECONDS = 3.0
 _STATS_SECONDS = 1.0
 # Only against what neither events nor their loss have told.
 _LIST_SECONDS = 30.0
+# How precisely the broker's limit is looked for; also what a packet has besides its payload, and a batch that passes
+# if anything does.
+_LIMIT_BYTES = 64
+_PROBED = "$mq2mqtt/probe"
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MAX = 5.0
 
@@ -71,6 +77,7 @@ class Session:
         self._subscribed = told_parents(self._spool)
         self._changed = asyncio.Event()
         self._wants_list = False
+        self._packet_bytes: int | None = None
         self._client: MqttClient | None = None
         # Bounded: one question at a time.
         self._asked: dict[int, asyncio.Future[Answer]] = {}
@@ -121,7 +128,7 @@ class Session:
         self._client = await MqttClient.connect(self._login, received=self._received, room=self._deliveries.flush)
         try:
             await self._open(self._client)
-            self._deliveries.connected(self._send, packet_bytes=self._client.limits.packet_bytes)
+            self._deliveries.connected(self._send, packet_bytes=self._packet_bytes)
             self.problem = None
             self.reached.set()
             logger.info("the hook in {} is reached", self._login.url)
@@ -144,6 +151,7 @@ class Session:
         if not isinstance(welcome, Welcome):
             raise _HookError(f"the hook answered a greeting with {type(welcome).__name__}")
         self._check(welcome)
+        self._packet_bytes = await self._limit_of(client)
         if not client.session_present:
             self._subscribed = set()
         await self._subscribe(client, afresh=True)
@@ -173,9 +181,60 @@ class Session:
                 list_at = loop.time() + _LIST_SECONDS
             else:
                 await self._ask(OperationCode.STATS)
-            if self._deliveries.overdue_seconds > _ANSWER_SECONDS:
-                raise _HookError("the hook does not answer")
+            if self._deliveries.overdue_seconds > _LOST_SECONDS:
+                await self._look_for_the_lost()
         raise MqttError(client.closed.result())
+
+    async def _look_for_the_lost(self) -> None:
+        """A question that came later is answered: was what has no answer too long? A single message may be."""
+        longest = self._deliveries.longest_unanswered
+        limit = await self._find_limit(longest)
+        if limit < longest:
+            self._deliveries.limit(limit)
+        elif self._deliveries.overdue_seconds > _ANSWER_SECONDS:
+            raise _HookError("the hook does not answer")
+
+    async def _limit_of(self, client: MqttClient) -> int | None:
+        """Return the longest packet that the broker takes, as far as batches go; `None` for any."""
+        told = client.limits.packet_bytes
+        longest = BATCH_BYTES if told is None else min(told - _LIMIT_BYTES, BATCH_BYTES)
+        found = await self._find_limit(longest)
+        return told if found == longest else found
+
+    async def _find_limit(self, longest: int) -> int:
+        """Return how long a batch may be, `longest` at most.
+
+        Mosquitto tells nobody its `message_size_limit`, and drops what is longer without a word.
+        """
+        if await self._passes(longest):
+            return longest
+        passes, fails = _LIMIT_BYTES, longest
+        while fails - passes > _LIMIT_BYTES:
+            middle = (passes + fails) // 2
+            if await self._passes(middle):
+                passes = middle
+            else:
+                fails = middle
+        logger.warning("the broker drops what is longer than {} bytes: raise its message_size_limit", passes)
+        return passes
+
+    async def _passes(self, size: int) -> bool:
+        """Whether the hook gets a batch of `size` bytes: a message for a client that is not there."""
+        if self._client is None:
+            raise MqttError("closed")
+        bare = encode_batch(0, [encode_operation(OperationCode.DELIVER, client_id=_PROBED, topic=_PROBED)])
+        probe = encode_operation(
+            OperationCode.DELIVER, client_id=_PROBED, topic=_PROBED, payload=bytes(max(0, size - len(bare)))
+        )
+        number = self._deliveries.next_number()
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._client.publish(CONTROL_TOPIC, encode_batch(number, [probe]))
+            # The hook answers in the order in which it is asked.
+            await self._ask(OperationCode.STATS)
+        finally:
+            del self._asked[number]
+        return answer.done()
 
     async def _subscribe(self, client: MqttClient, *, afresh: bool) -> None:
         """Have wills pass by the hook on their way to us; it denies us all else that is subscribed to."""

@@ -1,5 +1,6 @@
 """Mosquitto as its users have set it up: listeners with TLS and for WebSocket, a password file, an ACL file."""
 
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tests.bridge_process import wait_for
 from tests.certificates import Authority
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
+from tests.faults.flapping import status_events
 from tests.mosquitto import TOKEN
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.mqtt_client import Client
@@ -145,6 +147,25 @@ def test_a_message_that_mosquitto_does_not_take_is_dropped_and_the_rest_goes_on(
     assert world.bridge.stop() == 0
 
 
+@pytest.mark.parametrize(("limit", "too_long"), [(65536, 70_000), (550_000, 600_000)])
+def test_a_limit_that_mosquitto_tells_nobody_is_found(world: World, limit: int, too_long: int) -> None:
+    world.bridge.broker.options += (f"message_size_limit {limit}",)
+    world.bridge.start()
+    sent = [b"%d" % number + bytes(2000) for number in range(200)]
+    with world.device("tcp") as device:
+        device.subscribe("devices/#", qos=1)
+        for payload in sent[:100]:
+            world.peer.send(world.into, payload)
+        world.peer.send(world.into, bytes(too_long))
+        for payload in sent[100:]:
+            world.peer.send(world.into, payload)
+        wait_for_messages(device.received, len(sent))
+        wait_for(lambda: world.bridge.metric("mq2mqtt_dropped_total", rule="devices-in", reason="host_refused") == 1)
+    assert {message.payload for message in device.received} == set(sent)
+    assert "raise its message_size_limit" in world.bridge.log()
+    assert world.bridge.stop() == 0
+
+
 def test_kept_p2p_between_devices_outlives_kill_9_of_both(
     rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path
 ) -> None:
@@ -173,6 +194,40 @@ def test_kept_p2p_between_devices_outlives_kill_9_of_both(
             wait_for(lambda: {int(message.payload) for message in target.received} == set(range(16)))
             assert {message.topic for message in target.received} == {"devices/p2p/target"}
             wait_for(lambda: bridge.metric("mq2mqtt_offline_messages") == 0)
+        assert bridge.stop() == 0
+    finally:
+        bridge.kill()
+
+
+async def test_client_events_that_are_deleted_under_both_are_told_again(
+    rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path
+) -> None:
+    topic = f"t_{uuid.uuid4().hex[:12]}"
+    peer.create_topic(topic)
+    rules: list[dict[str, Any]] = [{"id": "presence", "type": "status", "source": "GID_a", "target": topic}]
+    bridge = MosquittoBridge(tmp_path, namesrv=rocketmq.namesrv, rules=rules)
+    bridge.config["node"] = uuid.uuid4().hex[:12]
+    bridge.start()
+
+    def told(*clients: str) -> bool:
+        return {(event.type, event.connection[0]) for event in status_events(messages)} >= {
+            ("connect", client) for client in clients
+        }
+
+    try:
+        with peer.collect(topic) as messages:
+            first = await Client.connect(bridge.mqtt_port, "GID_a@@@1")
+            await until(lambda: told("GID_a@@@1"))
+            shutil.rmtree(bridge.spool / ".clients")
+            await until(lambda: bridge.readiness()["presence"]["status"] == "down")
+            second = await Client.connect(bridge.mqtt_port, "GID_a@@@2")
+            # Its connect is in the list that is asked for when there are events again.
+            await until(lambda: bridge.readiness()["presence"]["status"] == "up")
+            third = await Client.connect(bridge.mqtt_port, "GID_a@@@3")
+            await until(lambda: told("GID_a@@@2", "GID_a@@@3"))
+            assert not [event for event in status_events(messages) if event.type == "tcpclean"]
+            for client in (first, second, third):
+                await client.drop()
         assert bridge.stop() == 0
     finally:
         bridge.kill()

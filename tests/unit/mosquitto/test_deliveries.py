@@ -120,6 +120,20 @@ async def test_what_is_longer_than_the_broker_takes_is_refused_and_the_rest_fits
     assert max(sizes) < 2000
 
 
+async def test_batches_that_were_too_long_are_sent_again_in_shorter_ones() -> None:
+    box, wire = Box(), Wire()
+    box.deliveries.connected(wire.send)
+    for name in "ab":
+        box.add(name, payload_bytes=1000)
+    box.add("huge", payload_bytes=5000)
+    await asyncio.sleep(0)
+    assert box.deliveries.longest_unanswered > 7000
+    box.deliveries.limit(2000)
+    box.answer_all(wire)
+    assert box.outcomes == {"a": Result.DELIVERED, "b": Result.DELIVERED, "huge": Result.REFUSED}
+    assert [names for _, names in wire.batches] == [["a", "b", "huge"], ["a"], ["b"]]
+
+
 async def test_so_many_batches_are_on_their_way_and_no_more() -> None:
     box, wire = Box(), Wire()
     box.deliveries.connected(wire.send)
