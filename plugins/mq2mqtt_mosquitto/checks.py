@@ -75,10 +75,11 @@ def _spool(path: Path) -> Iterator[Advice]:
             wrong=True,
         )
         return
-    mode = stat.S_IMODE(status.st_mode)
-    users = _users(path)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         yield Advice(f"spool.path {path}: this user may not write there; run check as the sidecar's user", wrong=True)
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    users = _users(path)
     if mode & 0o007:
         yield Advice(f"spool.path {path} is open to everybody, with what devices publish: chmod o= {path}", wrong=True)
     if mode & stat.S_IWGRP and not mode & stat.S_ISGID:

@@ -7,9 +7,11 @@ from typing import Final
 
 from mq2mqtt.errors import ConfigError
 
-__all__ = ["Advice", "MosquittoConf", "advice", "read_conf"]
+__all__ = ["Advice", "MosquittoConf", "advice", "advice_without_hook", "read_conf"]
 
 _HOOK: Final = "mq2mqtt_hook"
+_PLUGIN_LINES: Final = frozenset({"plugin", "auth_plugin", "global_plugin", "plugin_load"})
+"""The last two are Mosquitto 2.1's; `plugin_load` has a name before the path."""
 _DEFAULT_QUEUE: Final = 1000
 _LARGE_QUEUE: Final = 1_000_000
 _DEFAULT_AUTOSAVE: Final = 1800
@@ -66,8 +68,8 @@ def _read(path: Path, conf: MosquittoConf, *, depth: int) -> None:
         if name == "include_dir" and depth < _DEPTH:
             for included in sorted(Path(value).glob("*.conf"), key=lambda file: file.name.lower()):
                 _read(included, conf, depth=depth + 1)
-        elif name in {"plugin", "auth_plugin"}:
-            plugin = {} if _HOOK in Path(value).name else None
+        elif name in _PLUGIN_LINES:
+            plugin = {} if _HOOK in value.rpartition("/")[2] else None
             conf.hook = conf.hook if plugin is None else plugin
         elif name.startswith("plugin_opt_"):
             if plugin is not None:
@@ -80,19 +82,34 @@ def advice(conf: MosquittoConf, *, spool: Path) -> Iterator[Advice]:
     """Say what of `conf` is right and what to change; `spool` is the sidecar's `spool.path`."""
     yield from _about_the_hook(conf, spool)
     yield from _about_who_may(conf)
-    yield from _about_queues(conf)
-    yield from _about_persistence(conf)
-    if conf.is_on("set_tcp_nodelay"):
-        yield Advice("set_tcp_nodelay true")
-    else:
+    yield from advice_without_hook(conf)
+    if not conf.number("max_queued_bytes", default=0):
         yield Advice(
-            "set_tcp_nodelay is false: a message that follows another at once waits 40 ms; set it to true", wrong=True
+            "max_queued_bytes is not set: one client that is away can take all memory; set it to 67108864", wrong=True
         )
     if conf.is_on("per_listener_settings"):
         yield Advice(
             "per_listener_settings is true: the hook sees the listener alone that its plugin line stands below; set it "
             "to false",
             wrong=True,
+        )
+
+
+def advice_without_hook(conf: MosquittoConf) -> Iterator[Advice]:
+    """Say what matters to any client that messages must not be lost on the way to."""
+    yield from _about_queues(conf)
+    yield from _about_persistence(conf)
+    if size := conf.number("message_size_limit", default=0):
+        yield Advice(
+            f"message_size_limit is {size}: Mosquitto drops what is longer without a word, the sidecar's too; replace "
+            "it with max_packet_size",
+            wrong=True,
+        )
+    if conf.is_on("set_tcp_nodelay"):
+        yield Advice("set_tcp_nodelay true")
+    else:
+        yield Advice(
+            "set_tcp_nodelay is false: a message that follows another at once waits 40 ms; set it to true", wrong=True
         )
 
 
@@ -104,8 +121,16 @@ def _about_the_hook(conf: MosquittoConf, spool: Path) -> Iterator[Advice]:
     if told is None or Path(told).absolute() != spool.absolute():
         yield Advice(f"plugin_opt_spool is {told}, spool.path is {spool}: both name one directory", wrong=True)
     token = conf.hook.get("token_file")
-    if token is not None and Path(token).exists() and Path(token).stat().st_mode & 0o007:
+    if token is not None and _mode(Path(token)) & 0o007:
         yield Advice(f"{token} is open to everybody, who can then publish as the sidecar: chmod o= {token}", wrong=True)
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of a file; 0 where there is none, or none that this user sees."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _about_who_may(conf: MosquittoConf) -> Iterator[Advice]:
@@ -152,12 +177,8 @@ def _about_queues(conf: MosquittoConf) -> Iterator[Advice]:
             f"or slow, without a word; set it to {_LARGE_QUEUE}",
             wrong=True,
         )
-    if not size:
-        yield Advice(
-            "max_queued_bytes is not set: one client that is away can take all memory; set it to 67108864", wrong=True
-        )
-    elif messages > _DEFAULT_QUEUE:
-        yield Advice(f"max_queued_messages {messages}, max_queued_bytes {size} for each client")
+    else:
+        yield Advice(f"max_queued_messages {messages}, max_queued_bytes {size} for each client (0: no bound)")
 
 
 def _about_persistence(conf: MosquittoConf) -> Iterator[Advice]:

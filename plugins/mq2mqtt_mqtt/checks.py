@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import typer
 
@@ -10,6 +11,7 @@ from mq2mqtt.rules import OutboundRule, StatusRule
 from mq2mqtt.settings import Settings
 from mq2mqtt.status_worker import UNSEEN
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError
+from mq2mqtt_mosquitto.mosquitto_conf import advice_without_hook, read_conf
 from mq2mqtt_mqtt.feed import subscribe
 from mq2mqtt_mqtt.host import login_of
 
@@ -19,14 +21,20 @@ _OK, _PROBLEMS = 0, 1
 _Finding = tuple[int, str]
 
 
-async def check_broker(settings: Settings) -> int:
+async def check_broker(settings: Settings, mosquitto_conf: Path | None = None) -> int:
     """Print one line per finding; return the exit code.
 
     Raises:
-        ConfigError: a file of `host.tls` is no use.
+        ConfigError: `mosquitto_conf` cannot be read, or a file of `host.tls` is no use.
     """
     code = _OK
-    async for found, text in _findings(settings):
+    findings = [finding async for finding in _findings(settings)]
+    if mosquitto_conf is not None:
+        findings += [
+            (_PROBLEMS if found.wrong else _OK, f"{mosquitto_conf}: {found.text}")
+            for found in advice_without_hook(read_conf(mosquitto_conf))
+        ]
+    for found, text in findings:
         typer.echo(f"{'ok     ' if found == _OK else 'PROBLEM'}  {text}")
         code = max(code, found)
     return code
@@ -56,7 +64,10 @@ async def _findings(settings: Settings) -> AsyncIterator[_Finding]:
                 yield _PROBLEMS, f"rule {rule.id}: {UNSEEN}"
             elif isinstance(rule, OutboundRule) and rule.enabled:
                 yield await _try_subscription(client, rule)
-        yield _OK, "a broker tells nobody how many messages it keeps for the sidecar: see docs/mqtt.md"
+        yield (
+            _OK,
+            "how much it keeps for the sidecar no broker tells: see docs/mqtt.md and --mosquitto-conf",
+        )
     finally:
         client.close()
 

@@ -1,8 +1,14 @@
 """`mq2mqtt check` with a sidecar's configuration, against a real Mosquitto."""
 
 import asyncio
+import contextlib
+import io
+import multiprocessing
+import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,8 @@ from tests.mosquitto_bridge import MosquittoBridge
 pytestmark = pytest.mark.e2e
 
 RULES = [{"id": "telemetry-out", "type": "outbound", "source": "sensors", "target": "mq_sensors"}]
+
+_NOBODY = 65534
 
 Check = Callable[..., list[str]]
 """`check(broker, spool=..., token=...)`: its lines; the exit code is asserted."""
@@ -121,6 +129,40 @@ def test_a_spool_with_the_wrong_mode_is_named(
     broker = brokers()
     broker.spool.chmod(mode)
     assert any(problem in line for line in problems(check(broker)))
+
+
+def _lines(loaded: settings.Settings) -> list[str]:
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        asyncio.run(check_host(loaded, None))
+    return printed.getvalue().splitlines()
+
+
+def _answer_as_nobody(loaded: settings.Settings, answer: Connection) -> None:
+    os.setuid(_NOBODY)
+    answer.send(_lines(loaded))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_who_may_not_look_is_told_so(free_port: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        spool = Path(directory) / "spool"
+        spool.mkdir(mode=0o700)
+        (spool / "instance").touch()
+        loaded = settings.Settings.model_validate(
+            {"spool": {"path": spool}, "host": {"url": f"mqtt://127.0.0.1:{free_port}", "token": TOKEN}, "rules": RULES}
+        )
+        # What it imports is for root alone too.
+        assert f"ok       spool.path {spool}: mode 700, group root" in _lines(loaded)
+        fork = multiprocessing.get_context("fork")
+        here, there = fork.Pipe()
+        process = fork.Process(target=_answer_as_nobody, args=(loaded, there))
+        process.start()
+        assert here.poll(60)
+        assert f"spool.path {spool}: this user may not write there; run check as the sidecar's user" in problems(
+            here.recv()
+        )
+        process.join(60)
 
 
 def test_a_sidecar_that_runs_is_asked_and_keeps_its_connection(tmp_path: Path, free_port: int) -> None:

@@ -35,6 +35,7 @@ def test_what_is_deployed_is_right(conf: Path) -> None:
         ("max_queued_messages 1000000", "", "max_queued_messages is 1000: "),
         ("max_queued_messages 1000000", "max_queued_messages 0", "max_queued_messages is 0: "),
         ("max_queued_bytes 67108864", "", "max_queued_bytes is not set"),
+        ("persistence true", "persistence true\nmessage_size_limit 65536", "message_size_limit is 65536: "),
         ("persistence true", "", "persistence is false"),
         ("autosave_interval 300", "autosave_interval 0", "autosave_interval is 0"),
         ("per_listener_settings false", "per_listener_settings true", "per_listener_settings is true"),
@@ -81,6 +82,12 @@ def test_files_of_include_dir_count(conf: Path, tmp_path: Path) -> None:
 
 def test_options_of_another_plugin_are_not_the_hooks(conf: Path) -> None:
     conf.write_text(f"{conf.read_text()}plugin /usr/lib/other.so\nplugin_opt_spool /elsewhere\n")
+    assert wrong(conf) == []
+
+
+@pytest.mark.parametrize("name", ["global_plugin", "plugin_load mq2mqtt"])
+def test_lines_of_mosquitto_2_1_load_the_hook_too(conf: Path, name: str) -> None:
+    conf.write_text(conf.read_text().replace("\nplugin /usr", f"\n{name} /usr"))
     assert wrong(conf) == []
 
 

@@ -28,7 +28,7 @@ def settings(url: str, *rules: dict[str, Any]) -> Settings:
                 "ok       host.url URL: the broker lets the sidecar in",
                 "ok       host.url URL: it takes packets up to 2000 bytes, longer ones are dropped",
                 "ok       rule sensors-out: the broker takes the subscription to sensors/#",
-                "ok       a broker tells nobody how many messages it keeps for the sidecar: see docs/mqtt.md",
+                "ok       how much it keeps for the sidecar no broker tells: see docs/mqtt.md and --mosquitto-conf",
             ],
         ),
         (
@@ -50,6 +50,9 @@ async def test_what_the_broker_says(
         assert [line for line in lines if line.replace("URL", broker.url) not in printed] == []
         assert await check_broker(settings(broker.url, STATUS)) == 1
         assert "PROBLEM  rule presence: a plain MQTT client cannot see who is connected" in capsys.readouterr().out
+        conf = broker.directory / "mosquitto.conf"
+        assert await check_broker(settings(broker.url, {**STATUS, "enabled": False}), conf) == 1
+        assert f"PROBLEM  {conf}: persistence is false: " in capsys.readouterr().out
     finally:
         broker.kill()
 
