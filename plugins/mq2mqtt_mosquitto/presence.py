@@ -160,7 +160,8 @@ class Presence:
 
 def _read(frame: Frame) -> dict[str, Any]:
     """Return the fields of an event, each of its type; raises what comes of JSON that is something else."""
-    fields = json.loads(frame.payload)
+    # An address may be what a client says of itself (`X-Forwarded-For`): any bytes.
+    fields = json.loads(frame.payload.decode("utf-8", "surrogateescape"))
     return {
         "type": str(fields["type"]),
         "clientId": frame.client_id,

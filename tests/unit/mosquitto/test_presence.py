@@ -151,6 +151,13 @@ def test_reasons_and_sources() -> None:
     ]
 
 
+def test_an_address_of_any_bytes_hides_nobody() -> None:
+    table = Table()
+    sound = frame("a", "connect", "1", clientIp="ADDRESS")
+    table.presence.take(0, sound._replace(payload=sound.payload.replace(b"ADDRESS", b"\xff")))
+    assert (table.online, [event.client_ip for event in table.events]) == ({"a": "1"}, ["\udcff"])
+
+
 def test_what_was_known_before_is_not_told_again() -> None:
     table = Table()
     table.know({client.client_id: client for client in listed(a="1", b="2")}, 10)
