@@ -21,11 +21,11 @@ _BACKOFF_MAX: Final = 5.0
 class Connection:
     """Publishes what is in `outbox` and fetches what `feed` subscribes to.
 
-    `problem` says why it cannot, `reached` is set while it can. `subscribed` is called when the broker has begun the
-    feed's session.
+    `problem` says why it cannot, `reached` is set while it can. `subscribes` is called before the broker is asked to
+    queue messages for the feed.
     """
 
-    def __init__(self, login: Login, *, feed: Feed | None = None, subscribed: Callable[[], None] | None = None) -> None:
+    def __init__(self, login: Login, *, feed: Feed | None = None, subscribes: Callable[[], None] | None = None) -> None:
         self.login = login
         self.outbox = Outbox()
         self.problem: str | None = "the MQTT broker is not reached yet"
@@ -33,7 +33,7 @@ class Connection:
         self.had_session = False
         """Whether the broker is known to keep a session for this client id."""
         self._feed = feed
-        self._subscribed = subscribed
+        self._subscribes = subscribes
         self._client: MqttClient | None = None
         self._early: deque[Incoming] = deque()  # bounded by `Login.receive_maximum`, but for QoS 0
         self._task: asyncio.Task[None] | None = None
@@ -100,6 +100,8 @@ class Connection:
 
     async def _subscribe(self, client: MqttClient, feed: Feed) -> None:
         """Subscribe; while the broker does not let us, ask again: an operator may change that."""
+        if self._subscribes is not None:
+            self._subscribes()
         while not client.closed.done():
             try:
                 await feed.open(client)
@@ -111,8 +113,6 @@ class Connection:
             else:
                 feed.problem = None
                 self.had_session = True
-                if self._subscribed is not None:
-                    self._subscribed()
                 return
 
     def _look_at_session(self, client: MqttClient) -> None:

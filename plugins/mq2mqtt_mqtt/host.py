@@ -180,8 +180,10 @@ class ClientHost:
             session_expiry=SESSION_FOREVER,
             receive_maximum=UNACKNOWLEDGED,
         )
-        connection = Connection(login, feed=feed, subscribed=partial(self._sessions.keep, client_id, feed.topic_filter))
+        connection = Connection(login, feed=feed, subscribes=partial(self._sessions.keep, client_id, feed.topic_filter))
         connection.had_session = self._sessions.kept.get(client_id) == feed.topic_filter
+        # Its subscription gets what other connections publish.
+        connection.outbox.take_over(self._main.outbox, parent)
         connection.start()
         return _Export(parent, connection, feed)
 
@@ -192,7 +194,7 @@ class ClientHost:
 
     async def _retire(self, export: _Export) -> None:
         await export.connection.stop()
-        self._connection(export.parent).outbox.take_over(export.connection.outbox)
+        self._connection(export.parent).outbox.take_over(export.connection.outbox, export.parent)
         self._rule_went.set()
 
     async def _end_sessions(self) -> None:

@@ -11,6 +11,7 @@ from loguru import logger
 from mq2mqtt.host import Delivery, DropReason, Outcome, Settled
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.properties import encode_properties
+from mq2mqtt.topics import parent_of
 from mq2mqtt_mosquitto.client import NO_SUBSCRIBER, MqttClient
 
 __all__ = ["WINDOW", "Job", "Outbox"]
@@ -92,16 +93,17 @@ class Outbox:
         self._waiting.extendleft(reversed(self._unanswered.values()))
         self._unanswered.clear()
 
-    def take_over(self, other: "Outbox") -> None:
-        """Publish what another one, which has no connection any more, has left."""
-        for job in other.give_up():
+    def take_over(self, other: "Outbox", parent: str) -> None:
+        """Publish what waits in another one for topics under `parent`."""
+        for job in other.give_up(parent):
             self.add(job)
 
-    def give_up(self) -> list[Job]:
-        """Return what waits, and forget it."""
-        left = list(self._waiting)
-        self._waiting.clear()
-        return left
+    def give_up(self, parent: str) -> list[Job]:
+        """Return what waits for topics under `parent`, and forget it."""
+        given = [job for job in self._waiting if parent_of(job.message.topic) == parent]
+        self._waiting = deque(job for job in self._waiting if parent_of(job.message.topic) != parent)
+        self._flush_soon()
+        return given
 
     def _flush_soon(self) -> None:
         # Not at once: an answer comes within a callback of the client.

@@ -163,6 +163,20 @@ async def test_its_own_messages_do_not_come_back(broker: PlainMosquitto, tmp_pat
         await until(lambda: here.payloads("lane-a") == [b"marker"])
 
 
+async def test_what_waits_when_an_outbound_rule_is_added_does_not_come_back(tmp_path: Path) -> None:
+    # One after the other, so that they are still at it when the rule's subscription begins.
+    with started(tmp_path, "max_inflight_messages 1") as broker:
+        async with world(broker, tmp_path) as here:
+            for number in range(500):
+                here.publish("lane-a/x", b"%d" % number)
+            here.publish("lane-b/x", b"another's")
+            await here.working(out("lane-a"))
+            await here.settled(501)
+            async with device(broker) as writer:
+                await writer.publish("lane-a/x", b"a device's", qos=1)
+            await until(lambda: here.payloads("lane-a") == [b"a device's"])
+
+
 async def test_a_full_lane_holds_up_no_other_rule_and_loses_nothing(broker: PlainMosquitto, tmp_path: Path) -> None:
     many = 2 * UNACKNOWLEDGED
     async with world(broker, tmp_path, out("lane-a"), out("lane-b")) as here, device(broker) as writer:
