@@ -14,7 +14,7 @@ from mq2mqtt.errors import BridgeError, LaneError, LinkError, UnmappableMessageE
 from mq2mqtt.host import DELIVERY_TIMEOUT, Delivery, DropReason, MqttHost, Outcome, Settled
 from mq2mqtt.link import ConsumeFrom, RocketLink, Subscription
 from mq2mqtt.mapping import Inbound, is_own, to_mqtt
-from mq2mqtt.message import MqttMessage, ReceivedMessage
+from mq2mqtt.message import MqttMessage, MqttProperties, ReceivedMessage
 from mq2mqtt.receipts import Receipt, ReceiptBook
 from mq2mqtt.replay import DownlinkReplay, Source, key_of
 from mq2mqtt.rules import InboundRule
@@ -166,6 +166,8 @@ class Downlink:
         inbound = to_mqtt(message, parent=self.rule.target, limits=self._limits)
         for name in inbound.invalid:
             self._telemetry.invalid_properties[name] += 1
+        if inbound.lifetime == 0:
+            inbound = replace(inbound, message=self._now_or_never(inbound.message))
         settled = partial(self._settled, source, message)
         handed = partial(self._telemetry.handed, message.born_ms)
         expires_ms = expiry.deadline(message.born_ms, inbound.lifetime or None)
@@ -175,19 +177,23 @@ class Downlink:
         if inbound.p2p_target is None:
             self._publish(inbound, settled, handed, expires_ms=expires_ms, receipt=receipt)
             return
-        mqtt_message = inbound.message
-        if inbound.lifetime == 0:
-            # Deliver at once or never.
-            mqtt_message = replace(mqtt_message, clean_session=True)
         self._queue.hand(
             inbound.p2p_target,
-            mqtt_message,
+            inbound.message,
             settled,
             rule_id=self.rule.id,
             handed=handed,
             expires_ms=expires_ms,
             receipt=receipt,
         )
+
+    def _now_or_never(self, message: MqttMessage) -> MqttMessage:
+        """Return a message with a lifetime of zero as the host gets it: to be delivered at once, or not at all."""
+        message = replace(message, clean_session=True)
+        if not self._host.sees_acknowledgements:
+            # The broker keeps messages by itself, and takes an expiry of 0 for none.
+            message = replace(message, properties=replace(message.properties or MqttProperties(), expiry_seconds=1))
+        return message
 
     def _publish(
         self,
@@ -202,12 +208,13 @@ class Downlink:
         message, shown_topic = inbound.message, inbound.shown_topic
         if shown_topic is not None and not self._host.shows_topics:
             self._telemetry.invalid_properties["mqttRealTopic"] += 1
+            shown_topic = None
+        as_seen = message if shown_topic is None else replace(message, topic=shown_topic)
         if receipt is not None:
-            settled = partial(self._answer, settled, receipt, message.topic)
+            settled = partial(self._answer, settled, receipt, as_seen.topic)
         missed = None
         if inbound.lifetime != 0:
-            kept = message if shown_topic is None else replace(message, topic=shown_topic)
-            missed = partial(self._missed, kept, expires_ms, receipt)
+            missed = partial(self._missed, as_seen, expires_ms, receipt)
         if expires_ms is not None:
             now_ms = time.time_ns() // 1_000_000
             if expiry.is_over(expires_ms, now_ms):

@@ -110,6 +110,27 @@ async def test_a_lifetime_of_zero_is_for_who_is_there(tmp_path: Path) -> None:
         assert payloads(client) == [b"x"]
 
 
+@pytest.mark.parametrize("broker_keeps", [False, True])
+@pytest.mark.parametrize("zero", ["ttlSeconds", "mqtt5MsgExpireInterval"])
+async def test_a_lifetime_of_zero_is_one_second_for_a_broker_that_keeps_messages_by_itself(
+    tmp_path: Path,
+    broker_keeps: bool,  # noqa: FBT001
+    zero: str,
+) -> None:
+    world = world_with(tmp_path, IN)
+    world.host.sees_acknowledgements = not broker_keeps
+    async with world:
+        client = world.host.connect("c1")
+        client.subscriptions["devices/#"] = 1
+        await until(lambda: world.state("commands-in") == "up")
+        await world.send(b"x", mqttSecondTopic="/news", **{zero: "0"}, **KEPT)
+        await world.send(b"x", mqttSecondTopic="/p2p/c1", **{zero: "0"}, **KEPT)
+        await until(lambda: len(client.received) == 2)
+        told = [None if m.properties is None else m.properties.expiry_seconds for m in client.received]
+        assert told == [1 if broker_keeps else None if zero == "ttlSeconds" else 0] * 2
+        assert kept(world) == 0
+
+
 async def test_subscribers_are_told_what_is_left_of_a_messages_time(tmp_path: Path) -> None:
     async with world_with(tmp_path, IN) as world:
         client = world.host.connect("c1")
@@ -147,6 +168,24 @@ async def test_a_receipt_of_a_topic_is_of_the_message_as_a_whole(tmp_path: Path)
         await world.send(b"x", mqttSecondTopic="/other", receipt="false", KEYS="k2")
         await until(lambda: len(receipts(world)) == 1)
         assert receipts(world) == [("delivered", "k1", None)]
+
+
+@pytest.mark.parametrize("shows_topics", [True, False])
+async def test_a_receipt_has_the_topic_that_receivers_see(
+    tmp_path: Path,
+    shows_topics: bool,  # noqa: FBT001
+) -> None:
+    world = world_with(tmp_path, RECEIPTS)
+    world.host.shows_topics = shows_topics
+    async with world:
+        client = world.host.connect("c1")
+        client.subscriptions["devices/#"] = 1
+        await until(lambda: world.state("commands-in.receipts") == world.state("commands-in") == "up")
+        await world.send(b"x", mqttSecondTopic="/news", mqttRealTopic="shown", receipt="true", KEYS="k1")
+        await until(lambda: len(receipts(world)) == 1)
+        (receipt,) = world.cluster.queues("mq_receipts")[0]
+        seen = "devices/shown" if shows_topics else "devices/news"
+        assert [message.topic for message in client.received] == [receipt.properties["mqttTopic"]] == [seen]
 
 
 async def test_receipts_wait_in_their_lane_and_outlive_their_rule(tmp_path: Path) -> None:
