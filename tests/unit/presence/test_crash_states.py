@@ -268,7 +268,7 @@ TestPresenceOverCrashes.settings = searching(examples=60, steps=40)
 def test_killed_at_every_step_and_again_at_every_step_of_the_start(*, lives_on: bool) -> None:
     """What the journal says of the last event must outlive a start that is killed too."""
     # Neither has more steps.
-    for point, again in product(range(16), range(24)):
+    for point, again in product(range(17), range(24)):
         states = PresenceOverCrashes()
         states.begin(lives_on=lives_on)
         states.will_be_killed(point=point, part=0.5, again=again)
