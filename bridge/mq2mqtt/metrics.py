@@ -79,7 +79,7 @@ _DOWNLINK_OUTCOMES = {
     "queued": "kept for a client that is away, or did not acknowledge",
     "expired": "its time was over before it could be delivered or kept",
     "parked": "put aside: its topic or size is impossible in MQTT, or over a limit that is set",
-    "skipped": "a bridge sent it (loop guard)",
+    "skipped": "a bridge sent it (loop guard); what `tags` leaves out is not received at all",
     "dropped": "nobody got it; the reason is counted",
 }
 _OFFLINE_OUTCOMES = {
@@ -92,8 +92,10 @@ _OFFLINE_OUTCOMES = {
 _REASONS = {
     DropReason.LANE_FULL: "uplink: a QoS 0 publish, a client event or a receipt found the lane full; of client events "
     "the difference is told later",
-    DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish came before its rule's lane was open",
-    DropReason.TOO_LARGE: "uplink: a publish, or a client event, larger than the whole lane",
+    DropReason.LANE_NOT_OPEN: "uplink: a QoS 0 publish, or a receipt, came before its rule's lane was open",
+    DropReason.TOO_LARGE: "uplink: a publish, or a client event, larger than the whole lane, or with `host.type: mqtt` "
+    "over `limits`; downlink: more than an operation of Mosquitto's hook holds, or with `host.type: mqtt` than the "
+    "broker takes in a packet",
     DropReason.SLOW_DEVICE: "the device did not acknowledge, or did not read, within 5 s",
     DropReason.DISCONNECTED: "the device left before it acknowledged",
     DropReason.NOT_AUTHORIZED: "the broker's access control does not let the device receive it",
