@@ -24,7 +24,7 @@ _QUEUES_SECONDS: Final = 10.0
 # The library cannot wait at the broker for a message: it has to be asked again and again.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.16
-_SILENCE_SECONDS: Final = 3.0  # the library waits 10 s for a pull
+_SILENCE_SECONDS: Final = 2.0  # the library waits 10 s for a pull
 _RETRY_TOPIC_SECONDS: Final = 2.0  # no member of the driver's own sends anything there
 _BIRTH_TRIES: Final = 50
 _BIRTH_PAUSE: Final = 0.1
