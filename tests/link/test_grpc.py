@@ -1,6 +1,7 @@
 """What the driver over gRPC does beside the contract: outages of the proxy, needs of topics and groups, its ends."""
 
 import asyncio
+import importlib
 import json
 import os
 import subprocess
@@ -370,6 +371,29 @@ async def test_a_proxy_that_hangs_holds_up_nobody(
     watching.cancel()
     assert late < 1.0, "the event loop stood still"
     own_proxy.resume()
+
+
+async def test_a_route_is_not_taken_for_held_when_the_proxy_hangs_before_the_client_has_it(
+    rocketmq: SharedRocketMQ, own_proxy: Proxy, new_link: NewLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await new_topic(rocketmq.namesrv)
+    link = await new_link(own_proxy.address)
+    producer = importlib.import_module("mq2mqtt.link.grpc.client").LinkProducer
+    hold_route = producer.hold_route
+
+    def hold_route_once_it_hangs(*arguments: Any) -> None:  # noqa: ANN401 - its own
+        own_proxy.pause()
+        hold_route(*arguments)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(producer, "hold_route", hold_route_once_it_hangs)
+            # A send would ask once more, and the event loop stand still as long as that takes.
+            with pytest.raises(LinkError, match=f"did not answer for the route of topic {topic}"):
+                await link.queues(topic)
+    finally:
+        own_proxy.resume()
+    await send_at_last(link, Queue(topic, "broker-a", 0), numbered(topic, [1])[0])
 
 
 async def test_a_broker_that_is_away_or_refuses_is_told(

@@ -121,8 +121,13 @@ class LinkProducer(Producer):  # type: ignore[misc]  # has no types
         super().reset_setting(settings)
 
     def hold_route(self, topic: str) -> None:
-        """Ask for the route of `topic` that a send needs and would ask for itself. Blocks for a request."""
-        self.route_manager.update_topic_route(topic)
+        """Ask for the route of `topic` that a send needs and would ask for itself. Blocks for a request.
+
+        Raises:
+            LinkError: there was no answer, and the client holds no older one either.
+        """
+        if self.route_manager.update_topic_route(topic) is None:
+            raise LinkError(f"the proxy did not answer for the route of topic {topic}")
 
 
 def outgoing(message: RocketMessage, *, group: str) -> Any:  # noqa: ANN401
