@@ -46,7 +46,7 @@ async def test_a_sender_learns_what_became_of_its_messages(
             peer.send(source, keys.encode(), KEYS=keys, **options)
 
         send("away", "kept")
-        send("never", "short", ttlSeconds="3")
+        send("never", "short", ttlSeconds="15")
         send("nobody", "unkept", cleansessionflag="false", qoslevel="0")
         send("away", "unasked", receipt="false")
         wait_for(lambda: bridge.metric("mq2mqtt_messages_total", rule="orders-in", outcome="queued") == _PAIR + 1)
@@ -62,7 +62,7 @@ async def test_a_sender_learns_what_became_of_its_messages(
             ("queued", "short", "never"),
             ("expired", "short", "never"),
         }
-        wait_for(lambda: len(_told(receipts)) >= len(expected))
+        wait_for(lambda: len(_told(receipts)) >= len(expected), seconds=90)
         assert _told(receipts) == expected
         first = receipts[0]
         assert json.loads(first.body) == {

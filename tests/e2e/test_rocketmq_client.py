@@ -46,7 +46,8 @@ CONSUMER = {
 
 @pytest.fixture
 async def client(rocketmq: SharedRocketMQ) -> AsyncIterator[Client]:
-    async with Client(namesrv=rocketmq.namesrv, client_id=f"test@{uuid.uuid4().hex}") as started:
+    client_id = f"test@{uuid.uuid4().hex}"
+    async with Client(namesrv=rocketmq.namesrv, client_id=client_id, request_timeout=20) as started:
         yield started
 
 
@@ -299,7 +300,7 @@ async def test_a_silent_broker_is_given_up_and_closing_is_quick(rocketmq: Shared
             namesrv=rocketmq.namesrv,
             client_id="half-open",
             address_map={rocketmq.broker_address: silent.address},
-            request_timeout=0.3,
+            request_timeout=1.0,
         )
         await client.start()
         [queue, *_] = await client.queues(topic)
@@ -344,7 +345,6 @@ async def test_a_deleted_topic_does_not_come_back_by_itself(start_rocketmq: Star
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(240)
 async def test_survives_the_death_of_the_broker_and_of_the_name_server(own_rocketmq: RocketMQ) -> None:
     await own_rocketmq.create_topic("kept")
     client = Client(namesrv=own_rocketmq.namesrv, client_id="survivor", request_timeout=2)
@@ -367,13 +367,13 @@ async def test_survives_the_death_of_the_broker_and_of_the_name_server(own_rocke
     own_rocketmq.kill_namesrv()
     # Routes are known: brokers serve without name servers.
     for _ in range(5):
-        await send(b"without a name server")
+        await until(lambda: send(b"without a name server"))
     with pytest.raises((NotConnected, RequestTimeout)):
         await client.route("kept", max_age=0)
     await own_rocketmq.start_namesrv()
     await own_rocketmq.wait_registered()
     await until(lambda: client.topic_exists("kept"))
-    await send(b"after the name server's death")
+    await until(lambda: send(b"after the name server's death"))
 
     own_rocketmq.pause_broker()
     problems: set[type[Exception]] = set()

@@ -152,6 +152,7 @@ async def test_a_rule_that_comes_later_tells_of_who_is_there(world: World) -> No
     await world.connect("early")
     short = await world.connect("short")
     await short.disconnect()
+    await until(lambda: bridge.metric("mq2mqtt_connected_clients") == 1)
     bridge.config["rules"] = [world.rule]
     bridge.reload()
     await until(lambda: world.types("early") == ["connect"])
