@@ -130,6 +130,22 @@ async def test_properties_go_along(broker: Mosquitto, sidecar: Sidecar) -> None:
     await client.drop()
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(1, [b"long"]), (600, [b"short", b"long"])])
+async def test_a_message_is_kept_for_a_session_no_longer_than_its_expiry(
+    broker: Mosquitto, sidecar: Sidecar, seconds: int, kept: list[bytes]
+) -> None:
+    away = await broker.connect("away", clean=False)
+    await away.subscribe(("down/#", 1))
+    await away.drop()
+    expiry = b"\x02" + seconds.to_bytes(4, "big")
+    operations = [Operation(PUBLISH, 1, b"", b"down/x", expiry, b"short"), about(b"down/x", b"long")]
+    assert await sidecar.results(*operations) == [DELIVERED, DELIVERED]
+    await asyncio.sleep(2.5)
+    back = await broker.connect("away", clean=False)
+    assert [message.payload for message in await back.wait_messages(len(kept))] == kept
+    await back.drop()
+
+
 async def test_kick(broker: Mosquitto, sidecar: Sidecar) -> None:
     device = await broker.connect("dev-1", will=("alarms/gone", b"will", 1, False))
     result = await sidecar.results(
