@@ -1,6 +1,5 @@
 """Mosquitto as its users have set it up: listeners with TLS and for WebSocket, a password file, an ACL file."""
 
-import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from tests.bridge_process import wait_for
 from tests.certificates import Authority
 from tests.conftest import SharedRocketMQ
 from tests.device import Device
-from tests.faults.flapping import status_events
 from tests.mosquitto import TOKEN
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.mqtt_client import Client
@@ -194,40 +192,6 @@ def test_kept_p2p_between_devices_outlives_kill_9_of_both(
             wait_for(lambda: {int(message.payload) for message in target.received} == set(range(16)))
             assert {message.topic for message in target.received} == {"devices/p2p/target"}
             wait_for(lambda: bridge.metric("mq2mqtt_offline_messages") == 0)
-        assert bridge.stop() == 0
-    finally:
-        bridge.kill()
-
-
-async def test_client_events_that_are_deleted_under_both_are_told_again(
-    rocketmq: SharedRocketMQ, peer: RocketPeer, tmp_path: Path
-) -> None:
-    topic = f"t_{uuid.uuid4().hex[:12]}"
-    peer.create_topic(topic)
-    rules: list[dict[str, Any]] = [{"id": "presence", "type": "status", "source": "GID_a", "target": topic}]
-    bridge = MosquittoBridge(tmp_path, namesrv=rocketmq.namesrv, rules=rules)
-    bridge.config["node"] = uuid.uuid4().hex[:12]
-    bridge.start()
-
-    def told(*clients: str) -> bool:
-        return {(event.type, event.connection[0]) for event in status_events(messages)} >= {
-            ("connect", client) for client in clients
-        }
-
-    try:
-        with peer.collect(topic) as messages:
-            first = await Client.connect(bridge.mqtt_port, "GID_a@@@1")
-            await until(lambda: told("GID_a@@@1"))
-            shutil.rmtree(bridge.spool / ".clients")
-            await until(lambda: bridge.readiness()["presence"]["status"] == "down")
-            second = await Client.connect(bridge.mqtt_port, "GID_a@@@2")
-            # Its connect is in the list that is asked for when there are events again.
-            await until(lambda: bridge.readiness()["presence"]["status"] == "up")
-            third = await Client.connect(bridge.mqtt_port, "GID_a@@@3")
-            await until(lambda: told("GID_a@@@2", "GID_a@@@3"))
-            assert not [event for event in status_events(messages) if event.type == "tcpclean"]
-            for client in (first, second, third):
-                await client.drop()
         assert bridge.stop() == 0
     finally:
         bridge.kill()
