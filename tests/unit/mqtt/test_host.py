@@ -163,6 +163,24 @@ async def test_its_own_messages_do_not_come_back(broker: PlainMosquitto, tmp_pat
         await until(lambda: here.payloads("lane-a") == [b"marker"])
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(1, [b"long"]), (600, [b"short", b"long"])])
+async def test_a_message_is_kept_for_a_session_no_longer_than_its_expiry(
+    broker: PlainMosquitto, tmp_path: Path, seconds: int, kept: list[bytes]
+) -> None:
+    async with world(broker, tmp_path, into("lane-a")) as here:
+        away = await Client.connect(broker.port, "away", clean=False)
+        await away.subscribe(("lane-a/#", 1))
+        await away.drop()
+        short = MqttMessage("lane-a/x", b"short", 1, properties=MqttProperties(expiry_seconds=seconds))
+        here.host.publish(short, here.deliveries.append, handed=lambda: None)
+        here.publish("lane-a/x", b"long")
+        await here.settled(2)
+        await asyncio.sleep(2.5)
+        back = await Client.connect(broker.port, "away", clean=False)
+        assert [message.payload for message in await back.wait_messages(len(kept))] == kept
+        await back.drop()
+
+
 async def test_what_waits_when_an_outbound_rule_is_added_does_not_come_back(tmp_path: Path) -> None:
     # One after the other, so that they are still at it when the rule's subscription begins.
     with started(tmp_path, "max_inflight_messages 1") as broker:
