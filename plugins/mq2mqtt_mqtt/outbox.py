@@ -101,7 +101,8 @@ class Outbox:
     def give_up(self, parent: str) -> list[Job]:
         """Return what waits for topics under `parent`, and forget it."""
         given = [job for job in self._waiting if parent_of(job.message.topic) == parent]
-        self._waiting = deque(job for job in self._waiting if parent_of(job.message.topic) != parent)
+        others = (job for job in self._waiting if parent_of(job.message.topic) != parent)
+        self._waiting = deque(others)  # bounded as before
         self._flush_soon()
         return given
 
