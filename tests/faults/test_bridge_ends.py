@@ -14,8 +14,9 @@ from tests.faults.random_moments import random_moments
 from tests.faults.report import FaultTable
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
+from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 Begin = Callable[..., Awaitable[Lives]]
 """`await begin("process")`: a bridge of that durability with its streams; lines for `mosquitto.conf` may follow."""
@@ -23,7 +24,7 @@ Begin = Callable[..., Awaitable[Lives]]
 _KILLS = 20
 _PART_ENDS = 10
 _STOPS = 3
-_STOP_DEADLINE = 10.0
+_STOP_DEADLINE = 10.0 * PATIENCE
 
 
 @pytest.fixture(scope="module")

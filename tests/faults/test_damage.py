@@ -17,14 +17,15 @@ from tests.device import Device
 from tests.faults.report import FaultRow, FaultTable, assert_invariants
 from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
+from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.faults, pytest.mark.mosquitto]
 
 _MESSAGES = 8
 _PAYLOAD_BYTES = 3000
 # Segments of 8 KiB: two messages each.
 _MAX_BYTES = "64KiB"
-_TOLD_SECONDS = 5.0
+_TOLD_SECONDS = 5.0 * PATIENCE
 _HEADER_BYTES = 80
 
 

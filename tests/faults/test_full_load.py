@@ -18,7 +18,7 @@ from tests.mosquitto_bridge import MosquittoBridge
 from tests.rocket_peer import RocketPeer
 from tests.thorough import FACTOR
 
-pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(300 * FACTOR)]
+pytestmark = [pytest.mark.faults, pytest.mark.mosquitto, pytest.mark.timeout(600 * FACTOR)]
 
 _ROUNDS = FACTOR
 _BACKLOG = 100_000 * FACTOR
@@ -52,11 +52,11 @@ class World:
         """Let everything arrive, add the row, check the invariants."""
         self.flood.stop()
         wait_for(lambda: self.bridge.get("/readyz")[0] == 200, seconds=60, what=self.bridge.describe)
-        wait_for(lambda: self.waiting == 0, seconds=60 * FACTOR)
+        wait_for(lambda: self.waiting == 0, seconds=180 * FACTOR)
         assert_invariants(self.bridge)
         wanted = self.flood.bodies
         with self.peer.collect_bodies(self.out) as bodies:
-            wait_for(lambda: len(bodies) >= len(wanted) and wanted <= set(bodies), seconds=60 * FACTOR)
+            wait_for(lambda: len(bodies) >= len(wanted) and wanted <= set(bodies), seconds=180 * FACTOR)
         row = FaultRow.of(
             fault=fault,
             traffic="uplink QoS 1, at full speed",
@@ -110,7 +110,7 @@ def test_an_hours_messages_while_the_sidecar_is_away(make: Make, fault_table: Fa
     world.bridge.kill_sidecar()
     began = time.monotonic()
     world.flood.start()
-    world.flood.join(60 * FACTOR)
+    world.flood.join(180 * FACTOR)
     took = time.monotonic() - began
     assert world.flood.acknowledged == _BACKLOG
     # What it needs for anybody is what it has before there is anything to send.

@@ -18,7 +18,7 @@ from tests.rocket_peer import RocketPeer
 from tests.stream import Stream
 from tests.waiting import until
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.faults
 
 _MAX_BODY = 4 * 1024 * 1024  # RocketMQ's
 _ROUNDS = 3

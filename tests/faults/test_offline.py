@@ -36,7 +36,7 @@ _ROUNDS = min(3, FACTOR)
 _BATCH = 500
 _STREAM_RATE = 2
 _STREAM_CLIENT = "GID_away@@@stream"
-_PAUSE_SECONDS = 0.2
+_PAUSE_SECONDS = 0.5
 """50 ms are promised, on a machine that does nothing else; waits for the disk and the interpreter's lock are in it."""
 
 

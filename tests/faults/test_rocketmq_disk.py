@@ -48,6 +48,6 @@ def _refuses(peer: RocketPeer, topic: str) -> bool:
     try:
         # Another tag than the rule's: it is in nobody's count.
         peer.send(topic, b"?", tag="probe")
-    except LinkError:
-        return True
+    except LinkError as error:
+        return "code 14" in str(error)
     return False

@@ -16,16 +16,16 @@ from tests.rocket_peer import RocketPeer
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 _READ, _WRITE, _BOTH = 4, 2, 6
-_QUEUES = 4
+_STALL_SECONDS = 5.0
+"""Less than the faults of this module last."""
 
 
 @contextmanager
 def _permission(peer: RocketPeer, own: RocketMQ, topics: Sequence[tuple[Traffic, int]]) -> Iterator[float]:
-    """Leave these topics with a permission of their own; gives the moment of the change."""
-    changed = time.monotonic()
+    """Leave these topics with a permission of their own; gives the moment of the last change."""
     for one, perm in topics:
         peer.set_permission(one.topic, perm, broker_address=own.broker_address, queues=one.queues)
-    yield changed
+    yield time.monotonic()
     for one, _ in topics:
         peer.set_permission(one.topic, _BOTH, broker_address=own.broker_address, queues=one.queues)
 
@@ -45,7 +45,8 @@ def test_permission_withdrawn(own: RocketMQ, peer: RocketPeer, tmp_path: Path, f
             assert "no writable queue" in told[up.rule_id][1]
             scene.wait_flow([other])
             scene.assert_down(*(one.rule_id for one, _ in withdrawn))
-        scene.finish(fault_table, "permission to write or read the topic withdrawn and given back", told=told)
+        fault = "permission to write or read the topic withdrawn and given back"
+        scene.finish(fault_table, fault, told=told, stall_seconds=_STALL_SECONDS)
 
 
 def test_deleted(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: FaultTable) -> None:
@@ -60,9 +61,9 @@ def test_deleted(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: F
         # What RocketMQ has not handed out yet would go with the topic.
         down.pause()
         deleted: list[Traffic] = [up, down, *idle]
-        since = time.monotonic()
         for one in deleted:
             peer.delete_topic(one.topic, broker_address=own.broker_address)
+        since = time.monotonic()
         down.resume()
         told = scene.wait_told(*(one.rule_id for one in deleted), since=since)
         scene.wait_flow([other])
@@ -71,7 +72,7 @@ def test_deleted(own: RocketMQ, peer: RocketPeer, tmp_path: Path, fault_table: F
         up.gone = int(scene.carried(up))
         for one in deleted:
             peer.create_topic(one.topic, queues=one.queues)
-        scene.finish(fault_table, "topic deleted, and made again", told=told)
+        scene.finish(fault_table, "topic deleted, and made again", told=told, stall_seconds=_STALL_SECONDS)
 
 
 def test_made_again_behind_a_held_poll(
@@ -84,7 +85,10 @@ def test_made_again_behind_a_held_poll(
         scene.start()
         down.pause()
         before = down.acknowledged
-        time.sleep(1.5)  # the offset is committed, and the poll for the next message held
+        group = f"GID_mq2mqtt_{down.rule_id}_{scene.bridge.config['node']}"
+        address = own.broker_address
+        wait_for(lambda: peer.committed_offset(group, down.topic, broker_address=address) >= before)
+        time.sleep(0.5)  # the poll for the next message is held
         peer.delete_topic(down.topic, broker_address=own.broker_address)
         peer.create_topic(down.topic, queues=down.queues)
         # More than were there before: those that the held poll is answered with are not the first ones.

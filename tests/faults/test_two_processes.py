@@ -77,7 +77,7 @@ def test_mosquitto_silent(world: World, fault_table: FaultTable) -> None:
     with _stopped(world.bridge.broker.process) as since:
         told = world.scene.wait_told(*world.rule_ids, since=since)
     fault = f"Mosquitto paused (SIGSTOP) for {_SILENT_SECONDS:g} s"
-    world.scene.finish(fault_table, fault, told=told, stall_seconds=_SILENT_SECONDS + 5)
+    world.scene.finish(fault_table, fault, told=told, stall_seconds=_SILENT_SECONDS + 15)
 
 
 def test_mosquitto_away(world: World, fault_table: FaultTable) -> None:
@@ -90,14 +90,14 @@ def test_mosquitto_away(world: World, fault_table: FaultTable) -> None:
     world.down.connect()
     world.down.resume()
     fault = f"Mosquitto killed (SIGKILL) for {_AWAY_SECONDS:g} s"
-    world.scene.finish(fault_table, fault, told=told, stall_seconds=_AWAY_SECONDS + 5)
+    world.scene.finish(fault_table, fault, told=told, stall_seconds=_AWAY_SECONDS + 15)
 
 
 def test_the_sidecar_silent(world: World, fault_table: FaultTable) -> None:
     before = world.acknowledged
     with _stopped(world.bridge.process):
         with pytest.raises(OSError):  # noqa: PT011 - that there is no answer is what is told
-            world.bridge.get("/readyz")
+            world.bridge.get("/readyz", seconds=5.0)
         wait_for(lambda: world.has_acknowledged(200, than=before))
     world.scene.finish(fault_table, f"sidecar paused (SIGSTOP) for {_SILENT_SECONDS:g} s")
 
