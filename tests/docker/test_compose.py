@@ -13,7 +13,7 @@ from tests.docker.watched import Watched
 from tests.rocket_peer import RocketPeer, wait_for_messages
 
 # Bringing it up may build an image, and counts as the first test's time.
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 DEPLOYMENT = {"file": "compose.yaml", "config": "config"}
 

@@ -18,6 +18,7 @@ __all__ = ["DockerError", "RocketMQContainer", "engine_answers"]
 
 _IMAGE = "apache/rocketmq"
 _QUESTION_DEADLINE = 10.0
+_CHANGE_DEADLINE = 60.0
 _PULL_DEADLINE = 600.0
 _START_DEADLINE = 120.0
 _POLL_INTERVAL = 0.2
@@ -84,7 +85,7 @@ class RocketMQContainer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                timeout=_QUESTION_DEADLINE,
+                timeout=_CHANGE_DEADLINE,
                 check=False,
             )
 
@@ -104,6 +105,7 @@ class RocketMQContainer:
             "sh",
             "-c",
             _START,
+            seconds=_CHANGE_DEADLINE,
         )
 
     async def _wait_registered(self) -> None:
