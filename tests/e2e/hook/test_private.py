@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, only, settle, table_of
+from tests.e2e.hook.mosquitto import DELIVERED, Mosquitto, Sidecar, only, settle, table_of, wrapper
 from tests.mqtt_client import PUBACK, publish_packet
 from tests.unit.hook.batches import DELIVER, Operation
 from tests.waiting import until
@@ -110,7 +110,10 @@ async def test_p2p_for_a_client_that_is_away_waits_in_no_queue_of_its_subscripti
     stopped: Mosquitto,
 ) -> None:
     (stopped.spool / "lanes.table").write_bytes(table_of({}, ("devices",)))
-    stopped.general += ["persistence true", f"persistence_location {stopped.directory}/"]
+    if restarted:
+        if any(wrapper()):
+            pytest.skip("Mosquitto 2.0.11 reads beyond user names when it saves its sessions")
+        stopped.general += ["persistence true", f"persistence_location {stopped.directory}/"]
     await stopped.start()
     sidecar = await Sidecar.connect(stopped, parents=("devices",))
     away = await stopped.connect("away", clean=False)
