@@ -1,11 +1,13 @@
 """`mq2mqtt quickstart` as a user runs it: its own RocketMQ, and the messages it shows."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.conftest import SharedRocketMQ
 from tests.device import Device
 from tests.mosquitto import hook_library
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 DEADLINE = 120.0
 
@@ -61,10 +63,13 @@ def start(tmp_path: Path) -> Iterator[StartQuickstart]:
         started.append(Quickstart(tmp_path, *options, docker=docker))
         return started[-1]
 
-    yield run
-    for quickstart in started:
-        quickstart.process.kill()
-        quickstart.process.wait()
+    # Ports are fixed: the tests of another run on this machine take their turn.
+    with Path(tempfile.gettempdir(), "mq2mqtt-test-quickstart").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield run
+        for quickstart in started:
+            quickstart.process.kill()
+            quickstart.process.wait()
 
 
 @pytest.mark.parametrize("options", [(), ("--mosquitto",)], ids=["amqtt", "mosquitto"])

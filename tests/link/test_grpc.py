@@ -1,6 +1,7 @@
 """What the driver over gRPC does beside the contract: outages of the proxy, needs of topics and groups, its ends."""
 
 import asyncio
+import contextlib
 import importlib
 import json
 import os
@@ -29,8 +30,9 @@ from mq2mqtt.settings import RocketMQSettings
 from tests import waiting
 from tests.conftest import SharedRocketMQ, StartRocketMQ
 from tests.contract import guarded
+from tests.watched_loop import core_waits, waited_since
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 _DEADLINE = 60.0
@@ -109,6 +111,15 @@ async def receive(subscription: Subscription, count: int, *, settle: bool = True
             messages += batch
             for message in batch if settle else ():
                 subscription.settle(message)
+    return messages
+
+
+async def receive_until_quiet(subscription: Subscription, seconds: float = 3.0) -> list[ReceivedMessage]:
+    messages: list[ReceivedMessage] = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            async with asyncio.timeout(seconds):
+                messages += await receive(subscription, 1)
     return messages
 
 
@@ -330,7 +341,11 @@ async def test_a_proxy_that_dies_and_comes_back_loses_and_mixes_up_nothing(
     await until(lambda: subscription.problem is None)
     subscription.settle(held)
 
-    rest = bodies(await receive(subscription, 59))
+    # What was sent and not answered is there twice.
+    rest: list[bytes] = []
+    while len(set(rest)) < 59:
+        rest += bodies(await receive(subscription, 1))
+    rest += bodies(await receive_until_quiet(subscription))
     assert list(dict.fromkeys(rest)) == [b"%d" % number for number in range(1, 60)]
     await subscription.close()
     await receive_nothing(await join(link, topic, group))
@@ -350,22 +365,22 @@ async def test_a_proxy_that_hangs_holds_up_nobody(
     async def watch() -> None:
         nonlocal late
         while True:
-            due = time.monotonic() + 0.01
+            before, due = core_waits(), time.monotonic() + 0.01
             await asyncio.sleep(0.01)
-            late = max(late, time.monotonic() - due)
+            late = max(late, time.monotonic() - due - waited_since(before))
 
     watching = asyncio.create_task(watch(), name="watching")
     own_proxy.pause()
     started = time.monotonic()
     with pytest.raises(LinkError, match="did not answer in time"):
         await link.send(queue, numbered(topic, [2]))
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 10.0
     subscription.settle(held[0])
     other = asyncio.create_task(link.send(queue, numbered(topic, [3])), name="other")
     await asyncio.sleep(0.1)
     started = time.monotonic()
     await link.close()
-    assert time.monotonic() - started < 14.0
+    assert time.monotonic() - started < 25.0
     with pytest.raises(LinkError):
         await other
     watching.cancel()
@@ -537,7 +552,7 @@ asyncio.run(main())
         check=False,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert (done.returncode, done.stderr) == (exit_code, "")
     return done.stdout
