@@ -25,7 +25,7 @@ from tests.rocket_peer import RocketPeer
 from tests.thorough import FACTOR
 from tests.waiting import until
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 _DEVICES = min(500, 60 * FACTOR)
 _SECONDS = min(120.0, 20.0 * FACTOR)

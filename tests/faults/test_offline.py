@@ -25,7 +25,7 @@ from tests.thorough import FACTOR
 from tests.waiting import until
 from tests.watched_loop import pauses
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300 * FACTOR)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900 * FACTOR)]
 
 _RULE = "devices-in"
 _CLIENTS = 1000
