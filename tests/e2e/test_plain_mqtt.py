@@ -197,7 +197,9 @@ def test_the_sidecar_killed_under_load_loses_nothing_that_was_acknowledged(world
         finally:
             stream.stop()
         wait_for(
-            lambda: stream.acknowledged <= set(bodies), what=lambda: f"{len(stream.acknowledged - set(bodies))} lost"
+            lambda: stream.acknowledged <= set(bodies),
+            seconds=120,
+            what=lambda: f"{len(stream.acknowledged - set(bodies))} lost",
         )
     assert stream.connections == 1
 
