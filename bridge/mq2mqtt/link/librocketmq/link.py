@@ -194,7 +194,8 @@ class LibrocketmqLink(RocketLink):
         self._open(producer)
         senders = self._senders.get(queue.broker)
         if senders is None:
-            senders = self._senders[queue.broker] = Senders(producer, self._stopping)
+            senders = Senders(queue.broker, producer=producer, stopping=self._stopping)
+            self._senders[queue.broker] = senders
         problem = await senders.send(checked, index)
         if problem is not None:
             self._open(producer)
