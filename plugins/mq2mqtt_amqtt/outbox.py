@@ -39,12 +39,15 @@ STUCK_UNSETTLED: Final = 250
 """A quarter of the 1000 messages of a RocketMQ queue that the bridge holds unsettled (design section 2).
 
 Each message to a device that has stopped reading would hold its place there for 5 s, and a few hundred of them the
-messages for everybody else. So a device with this many, and without an acknowledgement or a byte taken for
+messages for everybody else. So a device with more than this, and without an acknowledgement or a byte taken for
 `STUCK_SECONDS`, keeps that many and gets nothing more queued until it moves again. What the store can keep for it goes
 there, all of it and in its order: what is older has to be there before what is newer.
 """
 
 STUCK_SECONDS: Final = 1.0
+
+_LOOKS: Final = 4
+"""So many looks in `STUCK_SECONDS`: where the machine holds up the bridge itself, for however long, that is one."""
 
 
 class Outbox:
@@ -67,11 +70,11 @@ class Outbox:
         self._alive = 0
         self._left_out: dict[int, int] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._shed_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.Task[None] | None = None
         self._written = 0
         self._drained_mark = 0
-        self._progress_at = self._loop.time()
+        self._looks_in_vain = 0
         self._refuses_kept_until = 0.0
         self._closed = False
 
@@ -91,8 +94,8 @@ class Outbox:
         self._queue.append(parcel)
         if self._timer is None:
             self._timer = self._loop.call_at(parcel.deadline, self._expire)
-        if len(self._unsettled) > STUCK_UNSETTLED and self._shed_timer is None:
-            self._shed_timer = self._loop.call_later(STUCK_SECONDS, self._shed)
+        if len(self._unsettled) > STUCK_UNSETTLED and self._look_timer is None:
+            self._look_later()
         self.pump()
 
     def _refuses(self, parcel: Parcel) -> bool:
@@ -207,7 +210,7 @@ class Outbox:
         return True
 
     def _progress(self) -> None:
-        self._progress_at = self._loop.time()
+        self._looks_in_vain = 0
         self._refuses_kept_until = 0.0
 
     def _stuck(self) -> bool:
@@ -219,19 +222,27 @@ class Outbox:
         if drained > self._drained_mark:
             self._drained_mark = drained
             self._progress()
-        return self._loop.time() - self._progress_at > STUCK_SECONDS
+        return self._looks_in_vain > _LOOKS
 
-    def _shed(self) -> None:
-        """Give up what is kept, and what was queued beyond `STUCK_UNSETTLED` before the device was known to be stuck.
+    def _look_later(self) -> None:
+        self._look_timer = self._loop.call_later(STUCK_SECONDS / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        """Look whether the device is stuck; then shed what there is too much of.
 
         A burst fills the window of each RocketMQ queue sooner than that shows.
         """
-        self._shed_timer = None
+        self._look_timer = None
         if len(self._unsettled) <= STUCK_UNSETTLED:
             return
-        if not self._stuck():
-            self._shed_timer = self._loop.call_later(STUCK_SECONDS / 4, self._shed)
-            return
+        self._looks_in_vain += 1
+        if self._stuck():
+            self._shed()
+        else:
+            self._look_later()
+
+    def _shed(self) -> None:
+        """Give up what is kept, and what was queued beyond `STUCK_UNSETTLED` before that showed."""
         self._give_up_kept()
         while len(self._unsettled) > STUCK_UNSETTLED:
             # The newest: they are behind the window, so no packet identifier is theirs.
@@ -274,8 +285,8 @@ class Outbox:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._shed_timer is not None:
-            self._shed_timer.cancel()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self._draining is not None:
             self._draining.cancel()
         for number in (*self._in_flight, *self._left_out):
