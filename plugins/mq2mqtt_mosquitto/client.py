@@ -48,7 +48,7 @@ NO_SUBSCRIBER: Final = 0x10
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 _FAILURE = 0x80
-_PACKETS_AT_ONCE = 32
+_TURN_SECONDS = 0.005
 _FULL_BYTES = 1 << 20
 
 
@@ -225,7 +225,8 @@ class MqttClient:
 
     def _read(self) -> None:
         """Take what came; the rest in a later turn of the loop."""
-        for _ in range(_PACKETS_AT_ONCE):
+        until = self._loop.time() + _TURN_SECONDS
+        while self._loop.time() < until:
             heard = self._heard
             if not self._guarded(self._paho.loop_read):
                 return

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["MosquittoHost"]
 
 _EVENTS_BYTES = 16 * 1024 * 1024
-_EVENTS_STEP = 256
+# In one turn of the loop: some milliseconds.
+_EVENTS_STEP = 64
 _LOOK_SECONDS = 1.0
 _KICK_SECONDS = 5.0
 
