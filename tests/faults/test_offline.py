@@ -7,6 +7,7 @@ import resource
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class World:
 
     def __init__(self, rocketmq: SharedRocketMQ, peer: RocketPeer, directory: Path, moments: random.Random) -> None:
         self._peer = peer
+        self._broker_address = rocketmq.broker_address
         self._moments = moments
         self.topic = f"in_{uuid.uuid4().hex[:12]}"
         # Order is promised within a queue.
@@ -128,6 +130,13 @@ class World:
                 last, ended = self._stored, time.monotonic()
         return (last - first) / max(ended - began, 0.05)
 
+    async def all_committed(self) -> None:
+        """Wait until RocketMQ gives none of them again: to a device that is there they would go before what is kept."""
+        group = f"GID_mq2mqtt_{_RULE}_{self.bridge.config['node']}"
+        committed = partial(self._peer.committed_offset, group, self.topic, broker_address=self._broker_address)
+        while await asyncio.to_thread(committed) < _TOTAL:
+            await asyncio.sleep(0.05)
+
     @property
     def _stored(self) -> float:
         return self.bridge.metric("mq2mqtt_offline_total", outcome="stored")
@@ -210,6 +219,7 @@ async def test_killed_while_storing_and_while_replaying(world: World, fault_tabl
     await world.kill_at_random()
     await asyncio.to_thread(world.stream.stop)
     rate = await world.all_stored()
+    await world.all_committed()
     storing = world.kills
     world.open_mailboxes()
     await world.kill_at_random()
