@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-import typer
-
 from mq2mqtt.settings import Settings
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError, Subscription
 from mq2mqtt_mosquitto.control import (
@@ -33,11 +31,10 @@ from mq2mqtt_mosquitto.control import (
     encode_operation,
 )
 from mq2mqtt_mosquitto.greeting import login_of, objection
-from mq2mqtt_mosquitto.mosquitto_conf import Advice, advice, read_conf
+from mq2mqtt_mosquitto.mosquitto_conf import Advice, advice, found_in, read_conf, report
 
 __all__ = ["check_host"]
 
-_OK, _PROBLEMS = 0, 1
 _ANSWER_SECONDS = 5.0
 _GREETINGS: Final = 7
 _STALL_SECONDS: Final = 0.02
@@ -50,18 +47,14 @@ async def check_host(settings: Settings, mosquitto_conf: Path | None) -> int:
     Raises:
         ConfigError: `mosquitto_conf` cannot be read, or a file of `host.tls` is no use.
     """
-    conf = None if mosquitto_conf is None else read_conf(mosquitto_conf)
-    code = _OK
+    # Read first: a file that cannot be read is no reason to connect to the broker.
+    of_conf: list[Advice] = []
+    if mosquitto_conf is not None:
+        of_conf += found_in(mosquitto_conf, advice(read_conf(mosquitto_conf), spool=settings.spool.path))
     findings = list(_spool(settings.spool.path))
-    findings += [finding async for finding in _broker(settings, asks_conf=conf is None)]
-    if conf is not None:
-        findings += [
-            Advice(f"{mosquitto_conf}: {found.text}", found.wrong) for found in advice(conf, spool=settings.spool.path)
-        ]
-    for finding in findings:
-        typer.echo(f"{'PROBLEM' if finding.wrong else 'ok     '}  {finding.text}")
-        code = _PROBLEMS if finding.wrong else code
-    return code
+    findings += [finding async for finding in _broker(settings, asks_conf=mosquitto_conf is None)]
+    findings += of_conf
+    return report(findings)
 
 
 def _spool(path: Path) -> Iterator[Advice]:

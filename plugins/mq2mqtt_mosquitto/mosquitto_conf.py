@@ -1,13 +1,15 @@
 """Mosquitto's own configuration: what of it matters to the bridge, and what should be otherwise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import typer
+
 from mq2mqtt.errors import ConfigError
 
-__all__ = ["Advice", "MosquittoConf", "advice", "advice_without_hook", "read_conf"]
+__all__ = ["Advice", "MosquittoConf", "advice", "advice_without_hook", "found_in", "read_conf", "report"]
 
 _HOOK: Final = "mq2mqtt_hook"
 _PLUGIN_LINES: Final = frozenset({"plugin", "auth_plugin", "global_plugin", "plugin_load"})
@@ -42,6 +44,20 @@ class Advice:
 
     text: str
     wrong: bool = False
+
+
+def found_in(path: Path, findings: Iterable[Advice]) -> Iterator[Advice]:
+    """Have each finding name the file that it is about."""
+    return (Advice(f"{path}: {found.text}", found.wrong) for found in findings)
+
+
+def report(findings: Iterable[Advice]) -> int:
+    """Print one line for each; return the exit code: 1 if anything is wrong."""
+    code = 0
+    for finding in findings:
+        typer.echo(f"{'PROBLEM' if finding.wrong else 'ok     '}  {finding.text}")
+        code |= finding.wrong
+    return code
 
 
 def read_conf(path: Path) -> MosquittoConf:

@@ -5,20 +5,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import typer
-
 from mq2mqtt.rules import OutboundRule, StatusRule
 from mq2mqtt.settings import Settings
 from mq2mqtt.status_worker import UNSEEN
 from mq2mqtt_mosquitto.client import Incoming, MqttClient, MqttError
-from mq2mqtt_mosquitto.mosquitto_conf import advice_without_hook, read_conf
+from mq2mqtt_mosquitto.mosquitto_conf import Advice, advice_without_hook, found_in, read_conf, report
 from mq2mqtt_mqtt.feed import subscribe
 from mq2mqtt_mqtt.host import login_of
 
 __all__ = ["check_broker"]
-
-_OK, _PROBLEMS = 0, 1
-_Finding = tuple[int, str]
 
 
 async def check_broker(settings: Settings, mosquitto_conf: Path | None = None) -> int:
@@ -27,58 +22,46 @@ async def check_broker(settings: Settings, mosquitto_conf: Path | None = None) -
     Raises:
         ConfigError: `mosquitto_conf` cannot be read, or a file of `host.tls` is no use.
     """
-    code = _OK
     findings = [finding async for finding in _findings(settings)]
     if mosquitto_conf is not None:
-        findings += [
-            (_PROBLEMS if found.wrong else _OK, f"{mosquitto_conf}: {found.text}")
-            for found in advice_without_hook(read_conf(mosquitto_conf))
-        ]
-    for found, text in findings:
-        typer.echo(f"{'ok     ' if found == _OK else 'PROBLEM'}  {text}")
-        code = max(code, found)
-    return code
+        findings += found_in(mosquitto_conf, advice_without_hook(read_conf(mosquitto_conf)))
+    return report(findings)
 
 
-async def _findings(settings: Settings) -> AsyncIterator[_Finding]:
+async def _findings(settings: Settings) -> AsyncIterator[Advice]:
     url = settings.host.url
     # The sidecar may be at work: its own client id would end its connection.
     login = replace(login_of(settings), client_id=f"{settings.host.client_id}-check-{secrets.token_hex(6)}")
     try:
         client = await MqttClient.connect(login, received=_ignore, room=_nothing)
     except TimeoutError:
-        yield _PROBLEMS, f"host.url {url}: the broker does not answer; it has to speak MQTT 5"
+        yield Advice(f"host.url {url}: the broker does not answer; it has to speak MQTT 5", wrong=True)
         return
     except (OSError, MqttError) as error:
-        yield _PROBLEMS, f"host.url {url}: {getattr(error, 'strerror', None) or error}"
+        yield Advice(f"host.url {url}: {getattr(error, 'strerror', None) or error}", wrong=True)
         return
     try:
-        yield _OK, f"host.url {url}: the broker lets the sidecar in"
+        yield Advice(f"host.url {url}: the broker lets the sidecar in")
         if client.limits.packet_bytes is not None:
-            yield (
-                _OK,
-                f"host.url {url}: it takes packets up to {client.limits.packet_bytes} bytes, longer ones are dropped",
-            )
+            longest = client.limits.packet_bytes
+            yield Advice(f"host.url {url}: it takes packets up to {longest} bytes, longer ones are dropped")
         for rule in settings.rules:
             if isinstance(rule, StatusRule) and rule.enabled:
-                yield _PROBLEMS, f"rule {rule.id}: {UNSEEN}"
+                yield Advice(f"rule {rule.id}: {UNSEEN}", wrong=True)
             elif isinstance(rule, OutboundRule) and rule.enabled:
                 yield await _try_subscription(client, rule)
-        yield (
-            _OK,
-            "how much it keeps for the sidecar no broker tells: see docs/mqtt.md and --mosquitto-conf",
-        )
+        yield Advice("how much it keeps for the sidecar no broker tells: see docs/mqtt.md and --mosquitto-conf")
     finally:
         client.close()
 
 
-async def _try_subscription(client: MqttClient, rule: OutboundRule) -> _Finding:
+async def _try_subscription(client: MqttClient, rule: OutboundRule) -> Advice:
     topic_filter = f"{rule.source}/#"
     try:
         await subscribe(client, topic_filter)
     except MqttError as error:
-        return _PROBLEMS, f"rule {rule.id}: {error}"
-    return _OK, f"rule {rule.id}: the broker takes the subscription to {topic_filter}"
+        return Advice(f"rule {rule.id}: {error}", wrong=True)
+    return Advice(f"rule {rule.id}: the broker takes the subscription to {topic_filter}")
 
 
 def _ignore(_message: Incoming) -> None:
