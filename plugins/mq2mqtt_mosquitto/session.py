@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from loguru import logger
@@ -77,7 +78,6 @@ class Session:
         self._subscribed = told_parents(self._spool)
         self._changed = asyncio.Event()
         self._wants_list = False
-        self._packet_bytes: int | None = None
         self._client: MqttClient | None = None
         # Bounded: one question at a time.
         self._asked: dict[int, asyncio.Future[Answer]] = {}
@@ -127,8 +127,8 @@ class Session:
         """Connect and work until the connection ends; raises what ended it."""
         self._client = await MqttClient.connect(self._login, received=self._received, room=self._deliveries.flush)
         try:
-            await self._open(self._client)
-            self._deliveries.connected(self._send, packet_bytes=self._packet_bytes)
+            packet_bytes = await self._open(self._client)
+            self._deliveries.connected(self._send, packet_bytes=packet_bytes)
             self.problem = None
             self.reached.set()
             logger.info("the hook in {} is reached", self._login.url)
@@ -138,7 +138,8 @@ class Session:
             self._client.close()
             self._client = None
 
-    async def _open(self, client: MqttClient) -> None:
+    async def _open(self, client: MqttClient) -> int | None:
+        """Make oneself known; return the longest packet that the broker takes, `None` for any."""
         try:
             await client.subscribe([Subscription(RESULTS_TOPIC)])
         except MqttError as error:
@@ -151,13 +152,14 @@ class Session:
         if not isinstance(welcome, Welcome):
             raise _HookError(f"the hook answered a greeting with {type(welcome).__name__}")
         self._check(welcome)
-        self._packet_bytes = await self._limit_of(client)
+        packet_bytes = await self._limit_of(client)
         if not client.session_present:
             self._subscribed = set()
         await self._subscribe(client, afresh=True)
         self._pushed_crc = welcome.table_crc
         await self._bring_table()
         await self._list()
+        return packet_bytes
 
     def _check(self, welcome: Welcome) -> None:
         if (problem := objection(welcome, self._spool)) is not None:
@@ -222,14 +224,12 @@ class Session:
         """Whether the hook gets a batch of `size` bytes: a message for a client that is not there."""
         if self._client is None:
             raise MqttError("closed")
-        bare = encode_batch(0, [encode_operation(OperationCode.DELIVER, client_id=_PROBED, topic=_PROBED)])
-        probe = encode_operation(
-            OperationCode.DELIVER, client_id=_PROBED, topic=_PROBED, payload=bytes(max(0, size - len(bare)))
-        )
         number = self._deliveries.next_number()
+        probe = partial(encode_operation, OperationCode.DELIVER, client_id=_PROBED, topic=_PROBED)
+        missing = max(0, size - len(encode_batch(number, [probe()])))
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         try:
-            self._client.publish(CONTROL_TOPIC, encode_batch(number, [probe]))
+            self._client.publish(CONTROL_TOPIC, encode_batch(number, [probe(payload=bytes(missing))]))
             # The hook answers in the order in which it is asked.
             await self._ask(OperationCode.STATS)
         finally:
