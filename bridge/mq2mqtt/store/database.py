@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -28,18 +29,23 @@ _CONNECT_SECONDS: Final = 10
 _COMMAND_SECONDS: Final = 30
 _TAKEN_SECONDS: Final = 40.0
 """How long a bridge that was killed may keep its node, until PostgreSQL has seen that it has gone."""
-_TAKEN_PAUSE: Final = 0.2
+_START_PAUSE: Final = 0.2
+_BUSY_AT_START_SECONDS: Final = 10.0
+"""How long others may make the tables. Where one switches to the write-ahead log SQLite does not wait by itself."""
 # It sees it in 30 s when a machine or a network went without a word.
 _KEEP_ALIVE: Final = {"tcp_keepalives_idle": "15", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
 # Classes of SQLSTATE: data exception, integrity constraint violation.
 _UNSTORABLE: Final = ("22", "23")
 # Connection exception, insufficient resources, operator intervention (it is starting, or stopping).
 _AWAY: Final = ("08", "53", "57")
-_AWAY_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_FULL")
 
 
 class _NodeTakenError(StoreError):
     """Another process writes the rows of this node."""
+
+
+class _BusyError(StoreError):
+    """Another process has locked SQLite's file just now."""
 
 
 class Database:
@@ -120,21 +126,25 @@ class Database:
                 await connection.execute(text("SELECT 1"))
 
     async def _make_tables(self, migrations: Sequence[Migration]) -> None:
-        deadline = time.monotonic() + _TAKEN_SECONDS
+        began = time.monotonic()
         said = False
         while True:
             try:
                 while await self._migrate(migrations):
                     pass
+            except _BusyError:
+                if time.monotonic() > began + _BUSY_AT_START_SECONDS:
+                    raise
             except _NodeTakenError as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() > began + _TAKEN_SECONDS:
                     raise ConfigError(f"store.url: {_taken(self._node)}") from error
                 if not said:
                     said = True
                     logger.warning("{}; waiting for {:.0f} s at most", error, _TAKEN_SECONDS)
-                await asyncio.sleep(_TAKEN_PAUSE)
             else:
                 return
+            # Not all at once again.
+            await asyncio.sleep(_START_PAUSE * random.uniform(0.1, 1.0))  # noqa: S311 - no secret
 
     async def _migrate(self, migrations: Sequence[Migration]) -> bool:
         with self._at_start():
@@ -146,8 +156,7 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, OSError) as error:
-            kind = StoreError if _is_away(error) else ConfigError
-            raise kind(f"store.url: {self.place}: {_words(error)}") from error
+            raise _kind_at_start(error)(f"store.url: {self.place}: {_words(error)}") from error
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -275,9 +284,12 @@ def _is_unstorable(error: BaseException) -> bool:
     return isinstance(error, IntegrityError | DataError) or _state(error) in _UNSTORABLE
 
 
-def _is_away(error: BaseException) -> bool:
-    name = getattr(getattr(error, "orig", None), "sqlite_errorname", None)
-    return isinstance(error, OSError) or _state(error) in _AWAY or name in _AWAY_SQLITE
+def _kind_at_start(error: BaseException) -> type[ConfigError | StoreError]:
+    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    if name.startswith("SQLITE_BUSY"):
+        return _BusyError
+    away = isinstance(error, OSError) or _state(error) in _AWAY or name == "SQLITE_FULL"
+    return StoreError if away else ConfigError
 
 
 def _state(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """A SQLite file that is locked, full or foreign: nothing reported stored is lost, and the store recovers by itself."""
 
 import asyncio
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sqlalchemy import Executable, Select
 from sqlalchemy.dialects import sqlite
 
 from mq2mqtt.errors import ConfigError, StoreError
-from mq2mqtt.store import Connect, MessageKind, StoredMessage, writer
+from mq2mqtt.store import Connect, MessageKind, StoredMessage, database, writer
 from mq2mqtt.store.changes import Batch, Operation
 from mq2mqtt.store.database import Database
 from mq2mqtt.store.sql import SqlStore
@@ -93,6 +94,21 @@ async def test_a_database_that_another_process_locks_is_waited_for(
     assert lines[0] == "store: database is locked; trying again until it works"
     assert lines[1].startswith("store: writes again, after ")
     assert len(lines) == 2
+
+
+async def test_a_new_file_that_another_bridge_is_making_is_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.01)
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(open_store(path))
+        await asyncio.sleep(0.5)
+        assert not opening.done()
+        other.execute("ROLLBACK")
+    async with asyncio.timeout(60):
+        await (await opening).close()
 
 
 async def test_a_full_disk_is_waited_for(tmp_path: Path, lines: list[str]) -> None:
@@ -235,7 +251,9 @@ async def test_a_file_that_is_no_store_is_refused(path: Path, make: Callable[[Pa
     assert "\n" not in str(caught.value)
 
 
-async def test_a_database_that_is_locked_at_the_start_is_named(path: Path) -> None:
+async def test_a_database_that_stays_locked_at_the_start_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "_BUSY_AT_START_SECONDS", 0.1)
     await (await open_store(path)).close()
     blocker = sqlite3.connect(path, isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
