@@ -116,7 +116,8 @@ async def start_servers(bench: Bench) -> tuple[str, Proxy]:
     """Start a RocketMQ and its proxy."""
     namesrv = await bench.namesrv()
     jars = await rocketmq_jars(DEFAULT_VERSION, print)
-    return namesrv, await Proxy.on_jvm(bench.directory / "proxy", namesrv=namesrv, jars=jars)
+    proxy = await Proxy.on_jvm(bench.directory / "proxy", namesrv=namesrv, jars=jars, java_flags=bench.java_flags)
+    return namesrv, proxy
 
 
 def measure_all(*, namesrv: str, proxy: str, quick: bool, runs: int) -> dict[str, list[Run]]:

@@ -20,7 +20,7 @@ from mq2mqtt.link import ConsumeFrom, Queue, RocketLink, Subscription
 from mq2mqtt.link.drivers import DRIVERS, library, open_link
 from mq2mqtt.message import ReceivedMessage, RocketMessage
 from mq2mqtt.quickstart.cluster import OPEN, create_topic
-from mq2mqtt.quickstart.rocketmq import RocketMQ
+from mq2mqtt.quickstart.rocketmq import START_FAST, RocketMQ
 from mq2mqtt.rocketmq import Client
 from mq2mqtt.rocketmq.codes import RequestCode
 from mq2mqtt.settings import RocketMQSettings
@@ -70,6 +70,7 @@ def second_broker(tmp_path: Path) -> Iterator[Callable[[RocketMQ], Awaitable[Roc
             jars=first.jars,
             broker_conf={"brokerName": _SECOND},
             java_properties={},
+            java_flags=START_FAST,
             access=OPEN,
         )
         second.namesrv = first.namesrv

@@ -51,12 +51,13 @@ async def ask(
     address: str,
     code: int,
     *,
+    body: bytes = b"",
     timeout: float = 5.0,  # noqa: ASYNC109 - the client's own timer
     access: Access = OPEN,
 ) -> Response:
     """Send the request `code` without fields to `address` (`HOST:PORT`) and return the answer, whatever its code."""
     async with _client(address, access, request_timeout=timeout) as client:
-        return await client.call(address, code, {})
+        return await client.call(address, code, {}, body)
 
 
 async def broker_addresses(namesrv: str, *, access: Access = OPEN) -> list[str]:

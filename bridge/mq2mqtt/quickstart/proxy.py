@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 from mq2mqtt.quickstart.cluster import OPEN, Access, create_topic
 from mq2mqtt.quickstart.ports import free_ports
 from mq2mqtt.quickstart.process import Child
-from mq2mqtt.quickstart.rocketmq import JVM_FLAGS, RocketMQStartError, class_path
+from mq2mqtt.quickstart.rocketmq import JVM_FLAGS, START_FAST, RocketMQStartError, class_path
 
 __all__ = ["Proxy"]
 
@@ -40,7 +40,7 @@ class Proxy:
     It is killed with the process that started it. Methods may be called from any event loop.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, each a thing of its own
         self,
         directory: Path,
         *,
@@ -48,6 +48,7 @@ class Proxy:
         jars: Path,
         conf: Mapping[str, object],
         java_properties: Mapping[str, str],
+        java_flags: Sequence[str],
     ) -> None:
         self._directory = directory.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ class Proxy:
         self.address = f"127.0.0.1:{port}"
         """`HOST:PORT` for gRPC."""
         self._jars = jars
-        self._java_properties = java_properties
+        self._java_options = [*java_flags, *(f"-D{name}={value}" for name, value in java_properties.items())]
         settings = _CONF | {"namesrvAddr": namesrv, "grpcServerPort": port, "remotingListenPort": remoting_port}
         self._conf = self._directory / "rmq-proxy.json"
         self._conf.write_text(json.dumps(settings | dict(conf), indent=2))
@@ -70,6 +71,7 @@ class Proxy:
         jars: Path,
         conf: Mapping[str, object] | None = None,
         java_properties: Mapping[str, str] | None = None,
+        java_flags: Sequence[str] = START_FAST,
         access: Access = OPEN,
     ) -> Self:
         """Start a proxy on free ports and wait until it serves.
@@ -80,6 +82,7 @@ class Proxy:
             jars: directory of RocketMQ's jars, 5.x.
             conf: fields of `rmq-proxy.json` beside, or instead of, this module's own.
             java_properties: of its JVM, such as `tls.server.mode`.
+            java_flags: of its JVM, beside those without which RocketMQ does not run.
             access: how this launcher is let in by name server and broker, where they ask for something.
 
         Raises:
@@ -88,7 +91,14 @@ class Proxy:
         """
         # It would make it itself, but ends when that takes more than 3 s.
         await create_topic(namesrv, _OWN_TOPIC, queues=1, access=access)
-        proxy = cls(directory, namesrv=namesrv, jars=jars, conf=conf or {}, java_properties=java_properties or {})
+        proxy = cls(
+            directory,
+            namesrv=namesrv,
+            jars=jars,
+            conf=conf or {},
+            java_properties=java_properties or {},
+            java_flags=java_flags,
+        )
         try:
             await proxy.start()
         except BaseException:
@@ -103,7 +113,7 @@ class Proxy:
                 shutil.which("java") or "java",
                 *_MEMORY,
                 *JVM_FLAGS,
-                *(f"-D{name}={value}" for name, value in self._java_properties.items()),
+                *self._java_options,
                 # It writes its logs below the user's home directory.
                 f"-Duser.home={self._directory}",
                 "-cp",
