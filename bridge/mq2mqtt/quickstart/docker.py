@@ -13,6 +13,7 @@ from mq2mqtt.quickstart.cluster import broker_addresses
 from mq2mqtt.quickstart.ports import free_port
 from mq2mqtt.quickstart.prerequisites import Say
 from mq2mqtt.quickstart.process import die_with_parent
+from mq2mqtt.quickstart.rocketmq import RARE_TIMER_FLUSH
 
 __all__ = ["DockerError", "RocketMQContainer", "engine_answers"]
 
@@ -91,7 +92,7 @@ class RocketMQContainer:
 
     async def _start(self, image: str, broker_conf: Mapping[str, str]) -> None:
         # The broker tells clients its address, so it must listen inside on the port that the host publishes.
-        own = {"brokerIP1": "127.0.0.1", "listenPort": str(self._broker_port)}
+        own = {"brokerIP1": "127.0.0.1", "listenPort": str(self._broker_port), **RARE_TIMER_FLUSH}
         conf = "\n".join(f"{key}={value}" for key, value in {**broker_conf, **own}.items())
         await _docker(
             "run",
