@@ -25,8 +25,8 @@ from tests.new_bridge import HOSTS, choose_host
 from tests.own_ports import take_own_ports
 from tests.postgresql import PostgreSQL
 
-# No limit on the time of an example: the machine may be busy. All else is as chosen, in CI or not.
-hypothesis.settings.register_profile("tests", deadline=None)
+# No limit on the time of an example or its making: the machine may be busy. All else is as chosen, in CI or not.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
 
 MakeTopic = Callable[..., Awaitable[str]]

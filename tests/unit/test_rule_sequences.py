@@ -175,7 +175,7 @@ def _lanes(world: World) -> list[Any]:
     return list(world.bridge.telemetry.rules.values())
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(_steps, st.sampled_from((0.01, 0.3)))
 def test_any_sequence_ends_like_a_start_with_the_last_one(
     monkeypatch: pytest.MonkeyPatch, steps: list[_Step], watch_seconds: float
