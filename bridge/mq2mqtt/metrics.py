@@ -53,7 +53,11 @@ METRICS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "mq2mqtt_offline_messages": ("gauge", (), "Messages kept for clients, until they are delivered."),
     "mq2mqtt_offline_total": ("counter", ("outcome",), "Messages kept for clients, by what became of them."),
     "mq2mqtt_parked_messages": ("gauge", ("rule",), "Messages put aside because they can never go on as they are."),
-    "mq2mqtt_auth_total": ("counter", ("mode", "outcome"), "Logins decided by the bridge's own authentication."),
+    "mq2mqtt_auth_total": (
+        "counter",
+        ("mode", "outcome"),
+        "Logins decided by the bridge's own authentication: none yet, it leaves them to the broker.",
+    ),
     "mq2mqtt_reload_total": (
         "counter",
         ("outcome",),

@@ -117,9 +117,12 @@ async def _broker(settings: Settings, *, asks_conf: bool) -> AsyncIterator[Advic
 
 
 def _is_running(spool: Path) -> bool:
-    """Whether a bridge has the spool now: two connections with one client id would throw each other out."""
+    """Whether a bridge has the spool now, or may have it: two with one client id would throw each other out."""
     try:
         descriptor = os.open(spool / "instance", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        # Only the sidecar's own user can see whether it is locked; the group can read the login.
+        return True
     except OSError:
         return False
     try:
@@ -140,12 +143,12 @@ def _readiness(listen: str) -> list[Advice]:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
             answer = json.load(error)
-        down = [rule for rule in answer["rules"] if rule["state"] != "up"]
+        down = [rule for rule in answer["rules"] if rule["state"] == "down"]
     except (OSError, ValueError, KeyError) as error:
         return [Advice(f"{url}: {error}", wrong=True)]
     if not down:
-        return [Advice(f"{url}: every rule is up")]
-    return [Advice(f"{url}: rule {rule['id']} is {rule['state']}: {rule['reason']}", wrong=True) for rule in down]
+        return [Advice(f"{url}: no rule is down")]
+    return [Advice(f"{url}: rule {rule['id']} is down: {rule['reason']}", wrong=True) for rule in down]
 
 
 async def _conversation(settings: Settings) -> AsyncIterator[Advice]:

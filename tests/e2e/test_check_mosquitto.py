@@ -137,9 +137,37 @@ def _lines(loaded: settings.Settings) -> list[str]:
     return printed.getvalue().splitlines()
 
 
+def _lines_as_nobody(loaded: settings.Settings) -> list[str]:
+    # What it imports is for root alone too.
+    _lines(loaded)
+    fork = multiprocessing.get_context("fork")
+    here, there = fork.Pipe()
+    process = fork.Process(target=_answer_as_nobody, args=(loaded, there))
+    process.start()
+    assert here.poll(60)
+    lines: list[str] = here.recv()
+    process.join(60)
+    return lines
+
+
 def _answer_as_nobody(loaded: settings.Settings, answer: Connection) -> None:
     os.setuid(_NOBODY)
     answer.send(_lines(loaded))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_user_who_cannot_see_whether_a_sidecar_runs_does_not_take_its_place(free_port: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        spool = Path(directory)
+        spool.chmod(0o755)
+        (spool / "instance").touch(mode=0o600)
+        loaded = settings.Settings.model_validate(
+            {"spool": {"path": spool}, "host": {"url": f"mqtt://127.0.0.1:{free_port}", "token": TOKEN}, "rules": RULES}
+        )
+        assert f"host.url {loaded.host.url}: Connection refused" in problems(_lines(loaded))
+        lines = _lines_as_nobody(loaded)
+        assert any(line.startswith(f"ok       a sidecar runs on {spool}") for line in lines), lines
+        assert not any("host.url" in line for line in problems(lines)), lines
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -152,27 +180,22 @@ def test_a_user_who_may_not_look_is_told_so(free_port: int) -> None:
         loaded = settings.Settings.model_validate(
             {"spool": {"path": spool}, "host": {"url": f"mqtt://127.0.0.1:{free_port}", "token": TOKEN}, "rules": RULES}
         )
-        # What it imports is for root alone too.
         assert f"ok       spool.path {spool}: mode 700, group root" in _lines(loaded)
-        fork = multiprocessing.get_context("fork")
-        here, there = fork.Pipe()
-        process = fork.Process(target=_answer_as_nobody, args=(loaded, there))
-        process.start()
-        assert here.poll(60)
         assert f"spool.path {spool}: this user may not write there; run check as the sidecar's user" in problems(
-            here.recv()
+            _lines_as_nobody(loaded)
         )
-        process.join(60)
 
 
 def test_a_sidecar_that_runs_is_asked_and_keeps_its_connection(tmp_path: Path, free_port: int) -> None:
-    bridge = MosquittoBridge(tmp_path, namesrv=f"127.0.0.1:{free_port}", rules=RULES)
+    disabled = {"id": "off", "type": "outbound", "source": "off", "target": "mq_off", "enabled": False}
+    bridge = MosquittoBridge(tmp_path, namesrv=f"127.0.0.1:{free_port}", rules=[*RULES, disabled])
     bridge.start(ready=False)
     try:
         answer = bridge.command("check")
         assert answer.returncode == 1
         assert f"ok       a sidecar runs on {bridge.spool}" in answer.stdout
         assert f"PROBLEM  {bridge.admin_url}/readyz: rule telemetry-out is down: " in answer.stdout
+        assert "rule off" not in answer.stdout
         assert "already connected, closing old connection" not in bridge.broker.log()
     finally:
         bridge.kill()
