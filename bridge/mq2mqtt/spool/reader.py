@@ -215,11 +215,12 @@ class LaneReader:
 
     def _damage(self, problem: str) -> LaneCorruptError:
         path, byte = self._segment.path, self._byte
+        stop = "stop the bridge (a Mosquitto beside it too)"
         way_out = (
             # It is being written: what is accepted from now on would go into a file that was moved away.
-            f"stop the bridge and cut it there to give up what follows: truncate -s {byte} {path}"
+            f"{stop} and cut it there to give up what follows: truncate -s {byte} {path}"
             if self._segment.next is None
-            else "when everything before it is sent, stop the bridge and move it away to give the rest of it up"
+            else f"when everything before it is sent, {stop} and move it away to give the rest of it up"
         )
         return LaneCorruptError(f"{path}: byte {byte}: {problem}; restore the file, or {way_out}")
 

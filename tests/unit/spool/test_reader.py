@@ -303,7 +303,7 @@ def test_what_the_error_says_gives_up_the_damage_alone(
     lane.close()
 
     if segment == 0:
-        assert "when everything before it is sent, stop the bridge and move it away" in str(damage.value)
+        assert "is sent, stop the bridge (a Mosquitto beside it too) and move it away" in str(damage.value)
         path.rename(tmp_path / "moved")
     else:
         _, command, size = str(damage.value).removesuffix(f" {path}").rpartition(" truncate -s ")
