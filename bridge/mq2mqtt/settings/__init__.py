@@ -326,8 +326,8 @@ One YAML file, `mq2mqtt.yaml`; `mq2mqtt config example` prints one with every fi
 schema. A field that is not in the file has its default; an unknown field is an error.
 
 - **Environment.** A variable wins over the file: `MQ2MQTT_NODE`, with two underscores between section and field as in
-  `MQ2MQTT_ROCKETMQ__NAMESRV`. Lists and mappings are JSON there (`MQ2MQTT_RULES` replaces all rules). An empty variable
-  counts as not set.
+  `MQ2MQTT_ROCKETMQ__NAMESRV`. Lists and mappings are JSON there: a list replaces the file's (`MQ2MQTT_RULES`),
+  a mapping is merged with the file's, key by key. An empty variable counts as not set.
 - **Paths** are relative to the directory of the file, also those from the environment.
 - **Secrets** can be kept in files of their own: `secret_key: file:///run/secrets/rocketmq`. A line break at the end of
   such a file is taken off.
