@@ -73,7 +73,8 @@ class Outlet:
     @property
     def is_empty(self) -> bool:
         """Whether RocketMQ has all that the lane took, and nobody else writes it."""
-        return not self.lane.messages and self.lane.is_released()
+        # Asked again: the writer may have added some just before it let go.
+        return not self.lane.messages and self.lane.is_released() and not self.lane.messages
 
     def retarget(self, target: str) -> None:
         """Send to another RocketMQ topic from now on, also what waits."""

@@ -181,7 +181,10 @@ class RunningRules:
             if not worker.is_open:
                 _try_to_open(worker)
                 yield
-            if worker.is_done and self._workers.get(rule_id) is worker:
+            is_done = False
+            with _guarded(worker):
+                is_done = worker.is_done
+            if is_done and self._workers.get(rule_id) is worker:
                 self._let_go(rule_id)
                 yield
 

@@ -186,7 +186,7 @@ class Uplink:
         except LaneError as error:
             self._failed(_LANE, error)
             return False
-        if entries:
+        if entries or (self._reader.ahead < MAX_AHEAD and self._ready_bytes < AHEAD_BYTES):
             self._recovered(_LANE, proven=False)
         self._put(entries)
         return len(entries) == STEP_MESSAGES

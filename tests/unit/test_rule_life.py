@@ -5,7 +5,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from loguru import logger
@@ -14,8 +14,10 @@ from mq2mqtt.errors import LinkError
 from mq2mqtt.link.memory import MemoryCluster
 from mq2mqtt.message import MqttMessage
 from mq2mqtt.spool.parked import list_parked
-from mq2mqtt.workers import OutboundWorker
+from mq2mqtt.workers import LaneWorker, OutboundWorker
 from tests.unit.bridge_world import IN, OUT, World, until
+
+_T = TypeVar("_T")
 
 OTHER_OUT = {"id": "meters-out", "type": "outbound", "source": "meters", "target": "mq_other"}
 GROUP = "GID_mq2mqtt_commands-in_n1"
@@ -188,6 +190,7 @@ async def test_one_workers_bug_keeps_no_other_from_its_work(
         with monkeypatch.context() as patch:
             for step in ("open", "watch", "refresh_gauges"):
                 patch.setattr(OutboundWorker, step, _failing_for("bad-out", getattr(OutboundWorker, step)))
+            patch.setattr(OutboundWorker, "is_done", property(_failing_for("bad-out", _is_done)))
             world.reload({**OUT, "id": "bad-out", "source": "bad"}, OUT)
             world.publish("sensors/x", b"flows")
             await until(lambda: world.sent() == [b"flows"])
@@ -197,11 +200,16 @@ async def test_one_workers_bug_keeps_no_other_from_its_work(
         await until(lambda: world.bridge.telemetry.ready)
 
 
-def _failing_for(rule_id: str, method: Callable[[OutboundWorker], None]) -> Callable[[OutboundWorker], None]:
-    def call(worker: OutboundWorker) -> None:
+def _is_done(worker: OutboundWorker) -> bool:
+    is_done: bool = LaneWorker.is_done.__get__(worker)
+    return is_done
+
+
+def _failing_for(rule_id: str, method: Callable[[OutboundWorker], _T]) -> Callable[[OutboundWorker], _T]:
+    def call(worker: OutboundWorker) -> _T:
         if worker.telemetry.rule_id == rule_id:
             raise ZeroDivisionError
-        method(worker)
+        return method(worker)
 
     return call
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from mq2mqtt.errors import LinkError, MessageRejectedError, NotConnectedError
+from mq2mqtt.errors import LaneError, LinkError, MessageRejectedError, NotConnectedError
 from mq2mqtt.intake import LaneIntake
 from mq2mqtt.link import Queue
 from mq2mqtt.link.memory import MemoryCluster, MemoryLink
@@ -19,6 +19,7 @@ from mq2mqtt.spool.frame import encode_publish
 from mq2mqtt.spool.parked import list_parked
 from mq2mqtt.telemetry import Direction, RuleTelemetry
 from tests import waiting
+from tests.unit.spool.followed import Pair
 
 TOPIC = "mq_sensors"
 
@@ -200,6 +201,44 @@ async def test_an_idle_rule_finds_out_by_itself(lane: Lane) -> None:
         await until(lambda: not lane.telemetry.up)
         lane.link.fail_with(TOPIC, None)
         await until(lambda: lane.telemetry.up)
+
+
+async def test_an_idle_rule_is_up_again_when_its_lane_can_be_read_again(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lane.running():
+        await until(lambda: lane.telemetry.up)
+        with monkeypatch.context() as patch:
+            patch.setattr(lane.outlet.lane, "look", _unreadable)
+            await until(lambda: lane.telemetry.reason == "too many open files")
+        await until(lambda: lane.telemetry.up)
+
+
+def _unreadable() -> bool:
+    raise LaneError("too many open files")
+
+
+def test_a_message_that_came_just_before_the_writer_let_go_is_not_deleted(
+    tmp_path: Path, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = Pair(tmp_path)
+    telemetry = RuleTelemetry("rule-a", direction=Direction.UPLINK)
+    spool = SpoolSettings(path=tmp_path)
+    outlet = Outlet(pair.followed, target=TOPIC, node="n1", spool=spool, link=link, telemetry=telemetry)
+    assert not outlet.is_empty
+    is_released = pair.followed.is_released
+
+    def after_the_last_message() -> bool:
+        pair.writer.append(encode_publish(MqttMessage("sensors/x", b"last", 1), accepted_us=1))
+        pair.writer.close()
+        return is_released()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.followed, "is_released", after_the_last_message)
+        assert not outlet.is_empty
+    assert pair.followed.messages == 1
+    outlet.close()
+    pair.watcher.close()
 
 
 async def test_one_broken_queue_does_not_hold_up_the_others(lane: Lane) -> None:

@@ -168,9 +168,12 @@ class FollowedLane:
     def _look_for_gauges(self) -> None:
         # What cannot be read or is damaged is for the reader to meet, which can say so.
         with contextlib.suppress(LaneError):
-            self._look_at_files(names=False)
-            self._find_segments()
-            self._count()
+            self._count_all()
+
+    def _count_all(self) -> None:
+        self._look_at_files(names=False)
+        self._find_segments()
+        self._count()
 
     def _count(self) -> None:
         """Count the frames of the last segment that are not counted yet."""
@@ -211,7 +214,14 @@ class FollowedLane:
     def watch(self, wake: Callable[[], None] | None) -> None:
         """Have `wake` called when there is more to read after `look` found nothing."""
         self._wake = wake
-        if wake is not None and self._is_news_after_arming():
+        if wake is None:
+            return
+        try:
+            news = self._is_news_after_arming()
+        except LaneError:
+            # For the reader to meet, which can say so.
+            news = True
+        if news:
             wake()
 
     def look(self) -> bool:
@@ -351,14 +361,17 @@ class FollowedLane:
     def is_released(self) -> bool:
         """Whether the writer has let go of the lane; from then on it cannot take it again until `close`.
 
+        What it added before is in `messages` then.
+
         Raises:
-            LaneError: the lock cannot be used.
+            LaneError: the lock cannot be used, or a file not be read.
         """
         if self._writer_lock is None:
             try:
                 self._writer_lock = FileLock(self.path / WRITER_LOCK, role="writer")
             except LaneLockedError:
                 return False
+        self._count_all()
         return True
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mq2mqtt.errors import LaneCorruptError
+from mq2mqtt.errors import LaneCorruptError, LaneError
 from mq2mqtt.spool import follower
 from mq2mqtt.spool import frame as codec
 from mq2mqtt.spool.follower import FollowedLane
@@ -241,6 +241,20 @@ def test_gauges_count_what_is_not_read_yet(tmp_path: Path, watcher: Watcher) -> 
     fresh = follow(writer.path, max_bytes=16 << 20, watcher=watcher)
     assert (fresh.messages, fresh.unsent_bytes) == (writer.messages, writer.unsent_bytes)
     fresh.close()
+    lane.close()
+    writer.close()
+
+
+async def test_a_file_that_cannot_be_looked_at_is_for_the_reader_to_meet(tmp_path: Path, watcher: Watcher) -> None:
+    writer = open_lane(tmp_path)
+    lane = follow(writer.path, watcher=watcher)
+    (segment,) = segment_files(writer.path)
+    segment.rename(tmp_path / "away")
+    woken: list[bool] = []
+    lane.watch(lambda: woken.append(True))
+    assert woken
+    with pytest.raises(LaneError):
+        lane.look()
     lane.close()
     writer.close()
 
