@@ -308,27 +308,37 @@ def require_success(response: Any) -> None:  # noqa: ANN401
         raise _for_code(response.status.code, response.status.message)
 
 
-def acknowledged(done: Sequence[Incoming], response: Any) -> list[tuple[Incoming, BridgeError]]:  # noqa: ANN401
-    """Read the answer of `acknowledge`: return what it refuses, with the reason."""
-    by_receipt = {one.receipt: one for one in done}
-    refused = [
-        (by_receipt[entry.receipt_handle], _for_code(entry.status.code, entry.status.message))
-        for entry in response.entries
-        if entry.status.code != Code.OK
-    ]
+def acknowledged(sent: dict[str, Incoming], response: Any) -> list[tuple[Incoming, BridgeError]]:  # noqa: ANN401
+    """Read the answer of `acknowledge`: return what it refuses, with the reason.
+
+    Args:
+        sent: what was acknowledged, by the receipt that it had then.
+        response: the answer.
+
+    Raises:
+        BridgeError: all of it is refused, or a receipt that was not sent.
+    """
+    refused = []
+    for entry in response.entries:
+        if entry.status.code != Code.OK:
+            error = _for_code(entry.status.code, entry.status.message)
+            if entry.receipt_handle not in sent:
+                raise error
+            refused.append((sent[entry.receipt_handle], error))
     if not response.entries:
         require_success(response)
     return refused
 
 
-def hidden(one: Incoming, response: Any) -> None:  # noqa: ANN401
-    """Read the answer of `hide`.
+def hidden(response: Any) -> str:  # noqa: ANN401
+    """Read the answer of `hide`: return the receipt that counts from now on.
 
     Raises:
         BridgeError: it is refused.
     """
     require_success(response)
-    one.receipt = response.receipt_handle
+    receipt: str = response.receipt_handle
+    return receipt
 
 
 def ask_route(client: Any, topic: str) -> Future[Any]:  # noqa: ANN401

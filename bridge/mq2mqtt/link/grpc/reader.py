@@ -128,11 +128,17 @@ class Reader:
 
     async def acknowledge(self, done: Sequence[client.Incoming]) -> list[tuple[client.Incoming, BridgeError]]:
         """Say that messages of one broker are done; return what is refused. Raises `BridgeError`."""
-        return client.acknowledged(done, await self.answers.of(self.consumer.acknowledge(done)))
+        # By the receipts that are sent: they may change before the answer comes.
+        sent = {one.receipt: one for one in done}
+        return client.acknowledged(sent, await self.answers.of(self.consumer.acknowledge(done)))
 
     async def hide(self, one: client.Incoming, seconds: int) -> None:
         """Have a message come again in `seconds`; raises `BridgeError`."""
-        client.hidden(one, await self.answers.of(self.consumer.hide(one, seconds)))
+        sent = one.receipt
+        receipt = client.hidden(await self.answers.of(self.consumer.hide(one, seconds)))
+        # It may have come again meanwhile, with a receipt that is newer than this one.
+        if one.receipt == sent:
+            one.receipt = receipt
 
     async def close(self) -> None:
         """Leave the group. Idempotent."""

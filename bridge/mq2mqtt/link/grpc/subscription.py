@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,7 @@ class GrpcSubscription(Subscription):
         self._loop = asyncio.get_running_loop()
         self._problem: str | None = "not connected yet"
         self._troubles: dict[str, str] = {}
-        """By broker."""
+        """By task: `poll.` and its broker, `renew`, `acknowledge`."""
         self._batches: deque[list[GrpcMessage]] = deque()  # bounded by `_hand_out`
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -77,8 +77,8 @@ class GrpcSubscription(Subscription):
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._tasks = [
             self._task(self._run(), "run"),
-            self._task(self._renew(), "renew"),
-            self._task(self._acknowledge(), "acknowledge"),
+            self._task(self._keep("renew", self._renew), "renew"),
+            self._task(self._keep("acknowledge", self._acknowledge), "acknowledge"),
         ]
 
     def _task(self, coroutine: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
@@ -152,10 +152,26 @@ class GrpcSubscription(Subscription):
                 await self._keep_polling(queues)
             except BridgeError as error:
                 self._problem = str(error)
-            except Exception:  # noqa: BLE001 - a task's top edge: one rule's bug must not stop the others
-                logger.exception("consumer group {}: unexpected error, trying again", self._reader.group)
-                self._problem = "internal error, see the log"
+            except Exception as error:  # noqa: BLE001 - a task's top edge: one rule's bug must not stop the others
+                self._problem = self._unexpected(error, self._problem)
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _keep(self, task: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Do `step` again and again, whatever it raises."""
+        while True:
+            try:
+                await step()
+                self._troubles.pop(task, None)
+            except Exception as error:  # noqa: BLE001 - a task's top edge: it would end unseen
+                self._troubles[task] = self._unexpected(error, self._troubles.get(task))
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _unexpected(self, error: Exception, told: str | None) -> str:
+        """Return the problem that a bug is; log it unless that was `told` last."""
+        problem = f"internal error, see the log: {type(error).__name__}"
+        if problem != told:
+            logger.opt(exception=error).error("consumer group {}: unexpected error, trying again", self._reader.group)
+        return problem
 
     async def _keep_polling(self, queues: dict[str, Any]) -> None:
         while True:
@@ -163,12 +179,13 @@ class GrpcSubscription(Subscription):
                 self._polls[broker] = self._task(self._poll(broker, queues[broker]), f"poll.{broker}")
             for broker in self._polls.keys() - queues.keys():
                 self._polls.pop(broker).cancel()
-                self._troubles.pop(broker, None)
+                self._troubles.pop(f"poll.{broker}", None)
             await asyncio.sleep(_ROUTE_SECONDS)
             queues = self._reader.consumer.queues()
 
     async def _poll(self, broker: str, queue: Any) -> None:  # noqa: ANN401
         """Receive from one broker; what goes wrong there is its trouble alone."""
+        task = f"poll.{broker}"
         known = True
         hasty = 0
         while not self._closed:
@@ -178,18 +195,20 @@ class GrpcSubscription(Subscription):
                     await self._reader.require_order(queue)
                     known = True
                 received = await self._reader.take(queue)
+                hasty = 0 if received or self._loop.time() - started > _HASTY_SECONDS else hasty + 1
+                if hasty < _HASTY_ANSWERS:
+                    self._troubles.pop(task, None)
+                    await self._hand_out(received)
+                    continue
+                trouble = _HASTY
             except BridgeError as error:
-                self._troubles[broker] = str(error)
+                trouble = str(error)
                 known = False
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            hasty = 0 if received or self._loop.time() - started > _HASTY_SECONDS else hasty + 1
-            if hasty < _HASTY_ANSWERS:
-                self._troubles.pop(broker, None)
-                await self._hand_out(received)
-            else:
-                self._troubles[broker] = _HASTY
-                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception as error:  # noqa: BLE001 - a task's top edge: it would end unseen
+                trouble = self._unexpected(error, self._troubles.get(task))
+                known = False
+            self._troubles[task] = trouble
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _hand_out(self, received: list[client.Incoming]) -> None:
         """Queue what is new, in batches of one queue each; wait while too much is queued."""
@@ -203,10 +222,13 @@ class GrpcSubscription(Subscription):
 
     def _is_new(self, incoming: client.Incoming) -> bool:
         message = incoming.message
-        known = self._out.get(message.place) or self._settled.get(message.place)
-        if known is not None:
-            # It came again because the proxy was away, and is under way: only the new receipt counts.
+        # What came again because the proxy was away is under way: only the new receipt counts.
+        if known := self._out.get(message.place):
             known.incoming.receipt = incoming.receipt
+            return False
+        if message.place in self._settled:
+            # Not the one that is there: that may be on its way with the old receipt.
+            self._done(message.place, _Out(incoming, renew_at=0.0))
             return False
         out = _Out(incoming, renew_at=self._loop.time() + _RENEW_SECONDS)
         if incoming.problem is not None:
@@ -221,14 +243,13 @@ class GrpcSubscription(Subscription):
     # What is out
 
     async def _renew(self) -> None:
-        """Keep what is out hidden from the group."""
-        while True:
-            await asyncio.sleep(_RENEW_SECONDS / 5)
-            now = self._loop.time()
-            due = [out for out in self._out.values() if out.renew_at <= now]
-            for out in due:
-                out.renew_at = now + _RENEW_SECONDS
-            await self._hide(due, HIDDEN_SECONDS)
+        """Keep what is out hidden from the group: one round."""
+        await asyncio.sleep(_RENEW_SECONDS / 5)
+        now = self._loop.time()
+        due = [out for out in self._out.values() if out.renew_at <= now]
+        await self._hide(due, HIDDEN_SECONDS)
+        for out in due:
+            out.renew_at = now + _RENEW_SECONDS
 
     async def _hide(self, out: Sequence[_Out], seconds: int) -> None:
         # What fails comes again in its time.
@@ -240,13 +261,12 @@ class GrpcSubscription(Subscription):
                 raise result
 
     async def _acknowledge(self) -> None:
-        """Acknowledge what is settled."""
-        while True:
-            while self._settled:
-                if not await self._acknowledge_some():
-                    await asyncio.sleep(_RETRY_SECONDS)
+        """Acknowledge what is settled: one round, once there is something."""
+        if not self._settled:
             self._settling.clear()
             await self._settling.wait()
+        if not await self._acknowledge_some():
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _acknowledge_some(self) -> bool:
         """Acknowledge the first of what is settled, of one broker; return whether that was taken."""
@@ -263,8 +283,9 @@ class GrpcSubscription(Subscription):
         except BridgeError as error:
             problem = error
         for place, out in batch.items():
-            if place not in refused or out.until < now:
-                self._settled.pop(place, None)
+            # Not what came again meanwhile: RocketMQ waits for the new receipt, whatever it says of the old one.
+            if self._settled.get(place) is out and (place not in refused or out.until < now):
+                del self._settled[place]
         if problem is not None:
             logger.warning("consumer group {}: messages may come again: {}", self._reader.group, problem)
         return problem is None
@@ -277,13 +298,16 @@ class GrpcSubscription(Subscription):
         for task in others:
             task.cancel()
         await asyncio.gather(staying, *others, return_exceptions=True)
-        if not (answered and await self._give_back()):
-            logger.warning("consumer group {}: left without an answer, messages may come again", self._reader.group)
-        self._out.clear()
-        self._settled.clear()
-        self._batches.clear()
-        await self._reader.close()
-        self._left()
+        try:
+            if not (answered and await self._give_back()):
+                logger.warning("consumer group {}: left without an answer, messages may come again", self._reader.group)
+        finally:
+            self._out.clear()
+            self._settled.clear()
+            self._batches.clear()
+            await self._reader.close()
+            # Whatever went wrong: the group may be joined again.
+            self._left()
 
     async def _end_polls(self) -> bool:
         """Wait for the last answer of each poll; return whether all have come.
