@@ -34,6 +34,9 @@ RESUME_AT: Final = 128
 MAX_UNRELEASED: Final = 10_000
 """QoS 2 publishes of a session between PUBREC and PUBREL; MQTT 3.1.1 lets a client send 65 535 of any size."""
 
+MAX_UNRELEASED_BYTES: Final = 32 * 1024 * 1024
+"""Of their topics and payloads; one publish may always be held. More than the usual windows of 10 or 20 need."""
+
 _SETTLE_SECONDS = 5.0
 
 
@@ -80,6 +83,8 @@ class Publishes:
         self._clean_session = clean_session
         self._unreleased = unreleased
         self._releasing: set[int] = set()
+        # Of those without PUBREL: with it they wait as publishes of QoS 1 do, bounded by PAUSE_AT.
+        self._unreleased_bytes = sum(map(_size, unreleased.values()))
         self._unchecked: deque[Publish] = deque()  # bounded: reading pauses at PAUSE_AT
         self._checker: asyncio.Task[None] | None = None
         # With what is still to be done for a publish, once it waits no more.
@@ -101,12 +106,29 @@ class Publishes:
         if publish.qos < 2:  # noqa: PLR2004 - QoS 2
             self._submit(publish)
             return
+        if publish.packet_id not in self._releasing:
+            self._hold(publish)
+        self._wire.write(acknowledgement(PUBREC, publish.packet_id))
+
+    def _hold(self, publish: Publish) -> None:
+        """Keep a QoS 2 publish until its PUBREL.
+
+        Raises:
+            MalformedPacketError: the session has too much of them.
+        """
         number = publish.packet_id
-        # MQTT-4.3.3-2: until PUBREL, a PUBLISH with the same identifier is the same message, sent again.
-        if number not in self._unreleased and len(self._unreleased) >= MAX_UNRELEASED:
+        # MQTT-4.3.3-2: until PUBREL, a PUBLISH with the same identifier is the same message, sent again. The last one
+        # counts: a client that has lost its state gives new messages the old identifiers.
+        before = self._unreleased.get(number)
+        if before is None and len(self._unreleased) >= MAX_UNRELEASED:
             raise MalformedPacketError(f"more than {MAX_UNRELEASED} QoS 2 messages without PUBREL")
+        others = self._unreleased_bytes - (0 if before is None else _size(before))
+        total = others + _size(publish)
+        # What a session has from an earlier connection may be more, and is sent again all the same.
+        if others and total > max(MAX_UNRELEASED_BYTES, self._unreleased_bytes):
+            raise MalformedPacketError(f"more than {MAX_UNRELEASED_BYTES} bytes of QoS 2 messages without PUBREL")
         self._unreleased[number] = publish
-        self._wire.write(acknowledgement(PUBREC, number))
+        self._unreleased_bytes = total
 
     def release(self, number: int) -> None:
         """A PUBREL came."""
@@ -119,6 +141,7 @@ class Publishes:
             self._wire.write(acknowledgement(PUBCOMP, number))
             return
         self._releasing.add(number)
+        self._unreleased_bytes -= _size(publish)
         self._submit(publish)
 
     def _submit(self, publish: Publish) -> None:
@@ -182,7 +205,9 @@ class Publishes:
         publish, then = self._waiting.pop(future)
         self._make_room()
         if future.cancelled():
-            self._releasing.discard(publish.packet_id)
+            if self._unreleased.get(publish.packet_id) is publish:  # QoS 2
+                self._releasing.discard(publish.packet_id)
+                self._unreleased_bytes += _size(publish)
         elif error := future.exception():
             logger.error("client {}: publish to {} not accepted: {}", self._client_id, publish.topic, error)
             self._routing.fail("a publish could not be accepted")
@@ -253,3 +278,7 @@ class Publishes:
             self._checker.cancel()
         for future in tuple(self._waiting):
             future.cancel()
+
+
+def _size(publish: Publish) -> int:
+    return len(publish.topic) + len(publish.payload)

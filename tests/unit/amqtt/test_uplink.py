@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mq2mqtt_amqtt import publishes
 from mq2mqtt_amqtt.publishes import PAUSE_AT
 from tests.mqtt_client import (
     PUBACK,
@@ -318,6 +319,81 @@ async def test_qos_2_of_a_persistent_session_survives_the_connection(world: Worl
     again.send(ack_packet(PUBREL, 5))
     await again.wait_packet(PUBCOMP, 5)
     assert [m.payload for m in world.intake.lane("lane")] == [b"kept"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MAX_UNRELEASED", 3), ("MAX_UNRELEASED_BYTES", 3 * len("lane/a" + "kept 1"))]
+)
+async def test_too_much_without_pubrel_closes_the_connection_and_loses_nothing_acknowledged(
+    world: World, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(publishes, limit, value)
+    kept = [publish_packet("lane/a", b"kept %d" % number, qos=2, packet_id=number) for number in (1, 2, 3)]
+    one_more = publish_packet("lane/a", b"4", qos=2, packet_id=4)
+    device = await world.client("dev", clean=False)
+    device.send(b"".join(kept))
+    await device.wait(lambda: len(device.packets) == 3, "3 PUBREC")
+    device.send(one_more)
+    await device.wait_closed()
+    assert [p.packet_id for p in device.packets] == [1, 2, 3]
+    # They still count when it is back, and are the same messages when it sends them again.
+    again = await world.client("dev", clean=False)
+    again.send(b"".join(kept) + one_more)
+    await again.wait_closed()
+    assert [p.packet_id for p in again.packets] == [1, 2, 3]
+    # With PUBREL there is room.
+    last = await world.client("dev", clean=False)
+    last.send(b"".join(ack_packet(PUBREL, number) for number in (1, 2, 3)) + one_more)
+    await last.wait_packet(PUBREC, 4)
+    last.send(ack_packet(PUBREL, 4))
+    await last.wait_packet(PUBCOMP, 4)
+    assert [m.payload for m in world.intake.lane("lane")] == [b"kept 1", b"kept 2", b"kept 3", b"4"]
+
+
+async def test_one_qos_2_message_is_held_however_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishes, "MAX_UNRELEASED_BYTES", 100)
+    device = await world.client("dev")
+    for number in (1, 2):
+        for dup in (False, True):
+            device.send(publish_packet("lane/a", b"x" * 1000, qos=2, packet_id=number, dup=dup))
+            await device.wait_packet(PUBREC, number)
+        device.send(ack_packet(PUBREL, number))
+        await device.wait_packet(PUBCOMP, number)
+    assert len(world.intake.lane("lane")) == 2
+
+
+async def test_a_qos_2_message_that_grows_when_it_is_sent_again_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishes, "MAX_UNRELEASED_BYTES", 100)
+    device = await world.client("dev")
+    for number in (1, 2):
+        device.send(publish_packet("lane/a", b"", qos=2, packet_id=number))
+    await device.wait_packet(PUBREC, 2)
+    device.send(publish_packet("lane/a", b"x" * 1000, qos=2, packet_id=1, dup=True))
+    await device.wait_closed()
+
+
+async def test_released_qos_2_messages_wait_for_their_lane_whatever_their_size(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishes, "MAX_UNRELEASED_BYTES", 100)
+    world.intake.full.add("lane")
+    device = await world.client("dev", clean=False)
+    for number in (1, 2, 3):
+        device.send(publish_packet("lane/a", b"%d" % number * 90, qos=2, packet_id=number) + ack_packet(PUBREL, number))
+    await until(lambda: len(world.intake.waiting) == 3)
+    device.abort()
+    await until(world.intake.waiting[2][1].cancelled)
+    world.intake.make_space()
+    # More than fits, and without PUBREL again: the client may send all of it again.
+    again = await world.client("dev", clean=False)
+    for number in (1, 2, 3):
+        again.send(publish_packet("lane/a", b"%d" % number * 90, qos=2, packet_id=number, dup=True))
+    await again.wait_packet(PUBREC, 3)
+    again.send(b"".join(ack_packet(PUBREL, number) for number in (1, 2, 3)))
+    await again.wait_packet(PUBCOMP, 3)
+    assert [m.payload[:1] for m in world.intake.lane("lane")] == [b"1", b"2", b"3"]
 
 
 async def test_qos_1_sent_again_is_accepted_again(world: World) -> None:
