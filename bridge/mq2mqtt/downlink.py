@@ -31,12 +31,17 @@ _SETTLING_SECONDS = DELIVERY_TIMEOUT + 5.0
 _REACHED_NOBODY = frozenset((Outcome.NO_SUBSCRIBER, Outcome.DROPPED))
 # A batch for a device takes less.
 _TURN_SECONDS = 0.005
+_LATEST_MS = (2**64 - 1) // 1000
+"""A frame holds microseconds in 64 bits."""
 
 
 def _frame(message: ReceivedMessage) -> Frame:
     """Return `message` as a parked record holds it."""
-    properties = "".join(f"{name}\x01{value}\x02" for name, value in message.properties.items())
-    return Frame(FrameKind.ROCKETMQ, 0, message.born_ms * 1000, "", message.topic, properties.encode(), message.body)
+    text = "".join(f"{name}\x01{value}\x02" for name, value in message.properties.items())
+    properties = text.encode("utf-8", "surrogateescape")
+    # Its producer says when it was born: any number.
+    born_us = min(max(message.born_ms, 0), _LATEST_MS) * 1000
+    return Frame(FrameKind.ROCKETMQ, 0, born_us, "", message.topic, properties, message.body)
 
 
 class Keeper(Protocol):
@@ -149,6 +154,7 @@ class Downlink:
 
         Raises:
             LaneError: see `_park`.
+            ValueError: likewise.
         """
         try:
             self._hand_over(source, message)
@@ -256,18 +262,23 @@ class Downlink:
     def _park(self, source: Source, message: ReceivedMessage, reason: str) -> None:
         """Put `message` aside for an operator.
 
-        Where the disk refuses it is dropped: RocketMQ still has it, and bad input must not hold up what is behind it.
+        Where the disk refuses, or a record cannot hold it, it is dropped: RocketMQ still has it, and bad input must not
+        hold up what is behind it.
 
         Raises:
             LaneError: the disk refuses one that is replayed, which nobody else may have any more; it is not settled.
+            ValueError: a record cannot hold it as it is now, likewise.
         """
-        key = key_of(message)
         try:
+            key = key_of(message)
             evicted = self._parked.append(_frame(message), key=key, reason=reason)
-        except LaneError as error:
+        except (LaneError, ValueError) as error:
             if source is self._replay:
                 raise
-            logger.error("rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, key, reason, error)
+            place = f"{message.broker}/{message.queue_id}/{message.offset}"
+            logger.error(
+                "rule {}: RocketMQ message {} dropped ({}), not parked: {}", self.rule.id, place, reason, error
+            )
             self._telemetry.settled(Delivery(Outcome.DROPPED, DropReason.PARKING_FULL))
         else:
             self._telemetry.parked(key, reason, evicted=evicted)

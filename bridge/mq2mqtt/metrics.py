@@ -108,7 +108,7 @@ _REASONS = {
     DropReason.OFFLINE_QUOTA: "a kept message made room for a newer one (`offline.per_client`, `offline.total`)",
     DropReason.SESSION_ENDED: "kept for a persistent session, and the client came back with cleanSession=true",
     DropReason.NOT_STORABLE: "the database can never hold it; the log says why",
-    DropReason.PARKING_FULL: "a parked message made room for a newer one, or the disk had no room for it",
+    DropReason.PARKING_FULL: "a parked message made room for a newer one, or one could not be parked: the log says why",
     DropReason.HOST_REFUSED: "downlink: the broker refused to take it; the log says why",
     DropReason.UNREADABLE: "downlink: cannot be decoded: compressed wrongly, properties that are not UTF-8",
 }

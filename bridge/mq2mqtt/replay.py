@@ -248,7 +248,7 @@ class _ReplayedMessage:
         self.parked = parked
         self.topic = frame.topic
         self.body = frame.payload
-        entries = frame.properties.decode("utf-8", "replace").split("\x02")
+        entries = frame.properties.decode("utf-8", "surrogateescape").split("\x02")
         self.properties = dict(entry.split("\x01", 1) for entry in entries if "\x01" in entry)
         self.born_ms = frame.accepted_us // 1000
         place = _PLACE.fullmatch(parked.key)

@@ -199,7 +199,8 @@ class RuleTelemetry:
 
     def handed(self, born_ms: int) -> None:
         """A message born at `born_ms` was written to one device's connection."""
-        self.latency.observe(time.time() - born_ms / 1e3)
+        # Its producer's clock may say anything, and one sum of 2**63 would swallow every duration after it.
+        self.latency.observe(time.time() - max(born_ms, 0) / 1e3)
 
     def settled(self, delivery: Delivery) -> None:
         """A downlink message has its outcome."""

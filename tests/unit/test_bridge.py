@@ -12,7 +12,7 @@ from loguru import logger
 
 from mq2mqtt.errors import LaneError, LaneLockedError, LinkError
 from mq2mqtt.link.memory import MemoryCluster
-from mq2mqtt.spool.parked import list_parked
+from mq2mqtt.spool.parked import ask_replay, list_parked
 from tests.unit.bridge_world import IN, OUT, World, until
 
 
@@ -104,6 +104,75 @@ async def test_a_message_without_a_legal_topic_is_parked(tmp_path: Path) -> None
     assert (parked.frame.payload, parked.frame.topic) == (b"bad", "mq_commands")
     assert b"extra\x01kept" in parked.frame.properties
     assert "wildcard" in parked.reason
+
+
+NOT_UTF8 = b"/\xc4\xe3".decode("utf-8", "surrogateescape")
+"""As librocketmq's driver gives it."""
+
+
+@pytest.mark.parametrize(
+    ("topic", "born_ms"),
+    [
+        (NOT_UTF8, 1_700_000_000_000),
+        ("/a/+", -1),
+        ("/a/+", -(2**63)),
+        ("/a/+", 1_700_000_000_000_000_000),  # nanoseconds
+        ("/a/+", 2**63 - 1),
+    ],
+)
+async def test_whatever_a_producer_says_its_message_is_parked_and_stops_none(
+    topic: str, born_ms: int, tmp_path: Path
+) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await world.send(b"bad", mqttSecondTopic=".")
+        messages = world.cluster.queues("mq_commands")[0]
+        messages[0] = messages[0]._replace(properties={"TAGS": "MQ2MQTT", "mqttSecondTopic": topic}, born_ms=born_ms)
+        await world.send(b"good", mqttSecondTopic="/x")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        assert world.count("commands-in", "parked") == 1
+        assert world.count("commands-in", "received") == 2
+        assert world.bridge.telemetry.rules["commands-in"].in_flight == 0
+        (parked,) = list_parked(tmp_path / "commands-in")
+        text = f"TAGS\x01MQ2MQTT\x02mqttSecondTopic\x01{topic}\x02"
+        assert parked.frame.properties == text.encode("utf-8", "surrogateescape")
+        assert parked.frame.accepted_us == min(max(born_ms, 0), (2**64 - 1) // 1000) * 1000
+        assert ask_replay(tmp_path / "commands-in", parked.key)
+        await until(lambda: world.count("commands-in", "parked") == 2)
+        (again,) = list_parked(tmp_path / "commands-in")
+        assert (again.frame, again.reason) == (parked.frame, parked.reason)
+
+
+async def test_what_cannot_even_be_parked_is_dropped_and_stops_none(tmp_path: Path) -> None:
+    async with World(tmp_path, IN) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        await world.send(b"bad", mqttSecondTopic="/+")
+        messages = world.cluster.queues("mq_commands")[0]
+        messages[0] = messages[0]._replace(broker="b" * 300)  # a file's name cannot hold it
+        await world.send(b"good", mqttSecondTopic="/x")
+        await until(lambda: world.count("commands-in", "no_subscriber") == 1)
+        assert world.count("commands-in", "dropped") == 1
+        assert world.bridge.telemetry.rules["commands-in"].drops == {"parking_full": 1}
+        assert world.bridge.telemetry.rules["commands-in"].in_flight == 0
+
+
+@pytest.mark.parametrize("born_ms", [-(2**63), -1, 1_700_000_000_000_000_000, 2**63 - 1])
+@pytest.mark.parametrize("lifetime", [{}, {"ttlSeconds": "0"}, {"ttlSeconds": "60"}])
+async def test_whatever_a_producer_says_of_its_clock_its_message_has_an_outcome(
+    born_ms: int, lifetime: dict[str, str], tmp_path: Path
+) -> None:
+    keeps = {"qoslevel": "1", "cleansessionflag": "false", "receipt": "true"}
+    async with World(tmp_path, IN | {"receipts": "mq_sensors"}) as world:
+        await until(lambda: world.bridge.telemetry.ready)
+        client = world.host.connect("c1")
+        client.subscriptions["devices/#"] = 1
+        for topic in ("/x", "/p2p/c1", "/p2p/away"):
+            await world.send(b"x", mqttSecondTopic=topic, **keeps, **lifetime)
+        messages = world.cluster.queues("mq_commands")[0]
+        messages[:] = [message._replace(born_ms=born_ms) for message in messages]
+        counts = world.bridge.telemetry.rules["commands-in"].outcomes
+        await until(lambda: sum(counts[name] for name in ("delivered", "queued", "expired", "dropped")) == 3)
+        assert counts["parked"] == 0
 
 
 async def test_a_spool_that_cannot_hold_parked_messages_is_refused(tmp_path: Path) -> None:

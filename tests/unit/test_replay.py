@@ -163,14 +163,17 @@ async def test_an_inbound_message_is_forgotten_when_its_device_has_acknowledged_
         assert sums_hold(world)
 
 
-async def test_an_inbound_message_that_still_has_no_legal_topic_is_parked_again(tmp_path: Path) -> None:
-    wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
+@pytest.mark.parametrize(("topic", "reason"), [(b"/a/+", "+"), (b"/\xc4\xe3", "not valid UTF-8")])
+async def test_an_inbound_message_that_still_has_no_legal_topic_is_parked_again(
+    topic: bytes, reason: str, tmp_path: Path
+) -> None:
+    wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01" + topic + b"\x02")
     lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
     async with World(tmp_path, IN) as world:
         await until(lambda: world.count("commands-in", "parked") == 1)
         (message,) = list_parked(lane)
         assert (message.key, message.frame, message.replaying) == ("broker-a/0/7", wrong, False)
-        assert "+" in message.reason
+        assert reason in message.reason
         assert sums_hold(world)
 
 
@@ -215,8 +218,9 @@ async def test_the_same_inbound_message_again_replaces_its_record(tmp_path: Path
     assert parked_us > before[0].parked_us
 
 
+@pytest.mark.parametrize("error", [LaneError("the disk is full"), ValueError("does not fit")])
 async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = ROCKET._replace(properties=b"mqttSecondTopic\x01/a/+\x02")
     lane = park(tmp_path, "commands-in", wrong, "broker-a/0/7")
@@ -225,7 +229,7 @@ async def test_an_inbound_message_that_cannot_be_parked_again_yet_stays_as_it_is
 
     def refuse(*_: object, key: str, **__: object) -> int:
         refused.append(key)
-        raise LaneError("the disk is full")
+        raise error
 
     async with World(tmp_path, IN) as world:
         with monkeypatch.context() as patch:

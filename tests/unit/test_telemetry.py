@@ -203,3 +203,11 @@ def test_a_batch_is_counted_as_its_messages_one_by_one(
         one_by_one.observe(age)
     assert batch.counts == one_by_one.counts
     assert batch.total == pytest.approx(one_by_one.total)
+
+
+def test_a_birth_before_1970_does_not_swallow_other_durations() -> None:
+    rule = RuleTelemetry("commands-in", direction=Direction.DOWNLINK)
+    rule.handed(-(2**63))
+    before = rule.latency.total
+    rule.latency.observe(0.001)
+    assert rule.latency.total - before == pytest.approx(0.001, abs=1e-5)
