@@ -163,9 +163,9 @@ def _why_not_told(settings: Settings, group: str) -> str:
 
 def explain_stored(settings: Settings, message: StoredMessage) -> int:
     """Print what becomes of a message in RocketMQ; return 0 when a rule delivers it, else 1."""
-    typer.echo(f"RocketMQ topic {message.topic}, {len(message.body)} bytes")
+    typer.echo(f"RocketMQ topic {_shown(message.topic)}, {len(message.body)} bytes")
     for name, value in message.properties.items():
-        typer.echo(f"  {name} = {_shown(value)}")
+        typer.echo(f"  {_shown(name)} = {_shown(value)}")
     inbound = [rule for rule in settings.rules if isinstance(rule, InboundRule)]
     taking = [rule for rule in inbound if rule.source == message.topic]
     if not taking:

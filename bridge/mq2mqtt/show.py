@@ -145,7 +145,8 @@ def _show_parked(lane: str, parked: ParkedMessage) -> None:
 def _show_frame(lane: str, frame: Frame) -> None:
     if frame.kind == FrameKind.ROCKETMQ:
         is_receipt = lane.endswith(RECEIPTS_SUFFIX)
-        what = f"receipt for MQTT topic {frame.topic!r}" if is_receipt else f"RocketMQ topic {frame.topic}"
+        topic = frame.topic.encode("utf-8", "backslashreplace").decode()
+        what = f"receipt for MQTT topic {frame.topic!r}" if is_receipt else f"RocketMQ topic {topic}"
         typer.echo(f"  {what}, born {_time(frame.accepted_us)}")
         for text in frame.properties.decode("utf-8", "backslashreplace").split("\x02"):
             name, _, value = text.partition("\x01")
@@ -163,7 +164,11 @@ def _show_frame(lane: str, frame: Frame) -> None:
 
 
 def _time(microseconds: int) -> str:
-    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat(timespec="milliseconds")
+    try:
+        return datetime.fromtimestamp(microseconds / 1e6, tz=UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        # Whoever sent it to RocketMQ chose when it was born: maybe after the year 9999.
+        return f"{microseconds} us after 1970"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

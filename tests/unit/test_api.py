@@ -195,6 +195,15 @@ async def test_parked_messages_are_counted_listed_and_shown(world: World) -> Non
     assert (await ask(world, "/api/v1/parked/commands-in/x")).status == 409
 
 
+async def test_whatever_a_producer_said_is_shown(world: World) -> None:
+    frame = ROCKET._replace(accepted_us=2**64 - 1, topic="t\udcc4", properties=b"mqttSecondTopic\x01/\xc4\x02")
+    park(world, "commands-in", frame, "broker-a/0/7")
+    (listed,) = (await ask(world, "/api/v1/parked/commands-in")).content["messages"]
+    assert listed["acceptedAt"] == (2**64 - 1) // 1000
+    whole = (await ask(world, "/api/v1/parked/commands-in/broker-a%2F0%2F7")).content
+    assert whole["properties"] == {"mqttSecondTopic": "/\N{REPLACEMENT CHARACTER}"}
+
+
 async def test_a_parked_receipt_is_shown_as_one(world: World) -> None:
     park(world, "commands-in.receipts", ROCKET._replace(topic="devices/a"), "5")
     (receipt,) = (await ask(world, "/api/v1/parked/commands-in.receipts")).content["messages"]

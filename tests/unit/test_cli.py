@@ -205,6 +205,20 @@ def test_parked_messages_are_listed_and_shown(run: Run, config: Path, tmp_path: 
         assert f"PROBLEM  {damaged}: damaged; restore it or move it away" in out
 
 
+def test_whatever_a_producer_said_is_shown(run: Run, config: Path, tmp_path: Path) -> None:
+    parked = ParkedStore(tmp_path / "spool" / "commands-in", max_bytes=1 << 20)
+    topic, born_us = b"t\xc4".decode("utf-8", "surrogateescape"), 2**64 - 1
+    parked.append(
+        Frame(FrameKind.ROCKETMQ, 0, born_us, "", topic, b"mqttSecondTopic\x01/\xc4\x02", b"body"),
+        key="broker-a/0/7",
+        reason="why",
+    )
+    code, out, _ = run("parked", "show", "commands-in", "-c", config)
+    assert code == 0
+    assert rf"RocketMQ topic t\udcc4, born {born_us} us after 1970" in out
+    assert r"mqttSecondTopic = /\xc4" in out
+
+
 def test_a_parked_receipt_is_shown_as_one(run: Run, config: Path, tmp_path: Path) -> None:
     parked = ParkedStore(tmp_path / "spool" / "commands-in.receipts", max_bytes=1 << 20)
     parked.append(Frame(FrameKind.ROCKETMQ, 0, 0, "", "devices/a", b"TAGS\x01queued\x02", b"{}"), key="5", reason="why")

@@ -346,3 +346,10 @@ def test_beside_a_plain_mqtt_client_nobody_is_told_of(loaded: Settings, capsys: 
     host = loaded.host.model_copy(update={"type": "mqtt"})
     assert explain_client(loaded.model_copy(update={"host": host}), "GID_dev@@@1") == 1
     assert "not told: a plain MQTT client cannot see who is connected" in capsys.readouterr().out
+
+
+def test_a_stored_message_that_is_no_utf_8_is_shown(loaded: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    not_utf8 = b"\xc4".decode("utf-8", "surrogateescape")
+    code, lines = stored(loaded, capsys, f"t{not_utf8}", **{f"n{not_utf8}": not_utf8})
+    assert code == 1
+    assert lines[:2] == [r"RocketMQ topic 't\udcc4', 2 bytes", r"'n\udcc4' = '\udcc4'"]
