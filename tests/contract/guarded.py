@@ -117,7 +117,8 @@ async def _proxy_over_tls(directory: Path, say: Callable[[str], None]) -> tuple[
     """Start one whose proxy takes TLS alone."""
     authority = Authority(directory / "authority")
     theirs = authority.issue("rocketmq")
-    server = await _start(directory, say, OPEN, message_type="FIFO")
+    # Such a proxy speaks TLS to the broker too.
+    server = await _start(directory, say, OPEN, message_type="FIFO", java_properties={"tls.server.mode": "permissive"})
     proxy = await _proxy(
         directory,
         server,
