@@ -33,7 +33,7 @@ MakeTopic = Callable[..., Awaitable[str]]
 """`await make_topic()` or `await make_topic(queues=1)`: the name of a new topic."""
 
 StartRocketMQ = Callable[..., Awaitable[RocketMQ]]
-"""`await start_rocketmq(version=..., broker_conf=..., directory=...)`: a RocketMQ of the test's own."""
+"""`await start_rocketmq(version=..., broker_conf=..., ...)`: a RocketMQ of the test's own."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,18 @@ def start_rocketmq(
     started: list[RocketMQ] = []
 
     async def start(
-        *, version: str | None = None, broker_conf: dict[str, str] | None = None, directory: Path | None = None
+        *,
+        version: str | None = None,
+        broker_conf: dict[str, str] | None = None,
+        java_properties: dict[str, str] | None = None,
+        directory: Path | None = None,
     ) -> RocketMQ:
         server = await run_on_jvm(
             directory or tmp_path / f"rocketmq-{len(started)}",
             say=say,
             version=version or request.config.getoption("--rocketmq-version"),
             broker_conf=broker_conf,
+            java_properties=java_properties,
         )
         started.append(server)
         return server

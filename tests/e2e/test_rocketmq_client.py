@@ -317,7 +317,9 @@ async def test_a_silent_broker_is_given_up_and_closing_is_quick(rocketmq: Shared
         assert time.monotonic() - started < 10
 
 
-async def test_tls(rocketmq: SharedRocketMQ, topic: str) -> None:
+async def test_tls(start_rocketmq: StartRocketMQ) -> None:
+    rocketmq, topic = await start_rocketmq(java_properties={"tls.server.mode": "permissive"}), "mq_tls"
+    await rocketmq.create_topic(topic)
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE  # RocketMQ makes itself a certificate for tests
