@@ -11,7 +11,7 @@ from typing import Self
 from mq2mqtt.quickstart.cluster import OPEN, Access, create_topic
 from mq2mqtt.quickstart.ports import free_ports
 from mq2mqtt.quickstart.process import Child
-from mq2mqtt.quickstart.rocketmq import JVM_FLAGS, START_FAST, RocketMQStartError, class_path
+from mq2mqtt.quickstart.rocketmq import START_FAST, RocketMQStartError, class_path, java_options
 
 __all__ = ["Proxy"]
 
@@ -56,7 +56,7 @@ class Proxy:
         self.address = f"127.0.0.1:{port}"
         """`HOST:PORT` for gRPC."""
         self._jars = jars
-        self._java_options = [*java_flags, *(f"-D{name}={value}" for name, value in java_properties.items())]
+        self._java_options = java_options(java_flags, java_properties)
         settings = _CONF | {"namesrvAddr": namesrv, "grpcServerPort": port, "remotingListenPort": remoting_port}
         self._conf = self._directory / "rmq-proxy.json"
         self._conf.write_text(json.dumps(settings | dict(conf), indent=2))
@@ -112,7 +112,6 @@ class Proxy:
             [
                 shutil.which("java") or "java",
                 *_MEMORY,
-                *JVM_FLAGS,
                 *self._java_options,
                 # It writes its logs below the user's home directory.
                 f"-Duser.home={self._directory}",

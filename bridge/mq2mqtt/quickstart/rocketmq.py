@@ -16,12 +16,12 @@ from mq2mqtt.quickstart.process import Child
 
 __all__ = [
     "DEFAULT_VERSION",
-    "JVM_FLAGS",
     "QUIET_BROKER",
     "START_FAST",
     "RocketMQ",
     "RocketMQStartError",
     "class_path",
+    "java_options",
 ]
 
 DEFAULT_VERSION = "5.3.3"
@@ -46,7 +46,7 @@ QUIET_BROKER = {
     "transactionMetricFlushInterval": "300",
 }
 """Lines of `broker.conf` that cost less CPU where others need it."""
-JVM_FLAGS = (
+_JVM_FLAGS = (
     "--add-exports=java.base/sun.nio.ch=ALL-UNNAMED",
     "--add-opens=java.base/java.nio=ALL-UNNAMED",
     "--add-opens=java.base/sun.nio.ch=ALL-UNNAMED",
@@ -91,6 +91,11 @@ def class_path(jars: Path) -> str:
     return f"{jars}{os.sep}*"
 
 
+def java_options(flags: Sequence[str], properties: Mapping[str, str]) -> list[str]:
+    """Return the options of a JVM that RocketMQ runs on: what it needs, `flags`, system `properties`."""
+    return [*_JVM_FLAGS, *flags, *(f"-D{name}={value}" for name, value in properties.items())]
+
+
 class RocketMQStartError(BridgeError):
     """RocketMQ did not come up; the text ends with its last words."""
 
@@ -123,7 +128,7 @@ class RocketMQ:
         self.namesrv = f"127.0.0.1:{free_port()}"
         self.broker_address = f"127.0.0.1:{free_base(_BROKER_PORT_OFFSETS)}"
         self._broker_conf = broker_conf
-        self._java_options = [*java_flags, *(f"-D{name}={value}" for name, value in java_properties.items())]
+        self._java_options = java_options(java_flags, java_properties)
         self._access = access
         self._namesrv: Child | None = None
         self._broker: Child | None = None
@@ -259,7 +264,6 @@ class RocketMQ:
             [
                 shutil.which("java") or "java",
                 *memory,
-                *JVM_FLAGS,
                 *self._java_options,
                 # RocketMQ writes its logs, and the name server its settings, below the user's home directory.
                 f"-Duser.home={self.directory}",
