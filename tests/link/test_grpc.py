@@ -69,13 +69,21 @@ async def link(rocketmq_proxy: str, new_link: NewLink) -> RocketLink:
 
 
 @pytest.fixture(scope="module")
-def own_proxy(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Return a proxy in front of the shared RocketMQ that these tests may kill and pause; they leave it running."""
+def only_proxy(rocketmq: SharedRocketMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     assert rocketmq.jars is not None
     directory = tmp_path_factory.mktemp("own") / "proxy"
     proxy = asyncio.run(Proxy.on_jvm(directory, namesrv=rocketmq.namesrv, jars=rocketmq.jars))
     yield proxy
     proxy.kill()
+
+
+@pytest.fixture
+async def own_proxy(only_proxy: Proxy) -> Proxy:
+    """Return a proxy in front of the shared RocketMQ that these tests may kill and pause; it runs."""
+    only_proxy.resume()
+    if only_proxy.has_ended:
+        await only_proxy.start()
+    return only_proxy
 
 
 async def new_topic(namesrv: str, *, queues: int = 1, message_type: str | None = "FIFO") -> str:
@@ -448,6 +456,25 @@ async def test_a_broker_that_is_away_or_refuses_is_told(
         await send_at_last(link, queue, numbered(topic, [2])[0])
         assert bodies(await receive(subscription, 1))[-1] in {b"1", b"2"}
         await until(lambda: subscription.problem is None)
+    finally:
+        proxy.kill()
+
+
+async def test_a_proxy_that_gives_up_because_rocketmq_is_slow_is_started_again(
+    start_rocketmq: StartRocketMQ, tmp_path: Path
+) -> None:
+    server = await start_rocketmq()
+    proxy = await Proxy.on_jvm(tmp_path / "proxy", namesrv=server.namesrv, jars=server.jars)
+    try:
+        proxy.kill()
+        server.kill_namesrv()
+        starting = asyncio.create_task(proxy.start(), name="starting")
+        await until(lambda: "create system broadcast topic" in (tmp_path / "proxy" / "proxy.out").read_text())
+        assert not starting.done()
+        await server.start_namesrv()
+        await server.wait_registered()
+        await starting
+        assert not proxy.has_ended
     finally:
         proxy.kill()
 

@@ -1,8 +1,13 @@
 """Free TCP ports on the loopback interface."""
 
+import fcntl
+import functools
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["free_base", "free_port", "free_ports", "is_free"]
 
@@ -10,7 +15,7 @@ __all__ = ["free_base", "free_port", "free_ports", "is_free"]
 # taken by somebody's outgoing connection.
 RANGE = range(20_000, 32_000)
 _ATTEMPTS = 500
-# Whoever got a port may not listen on it yet, or be between two starts.
+# Whoever got a port may not listen on it yet, or be between two starts. Other processes see the locks of `_claim`.
 _given: set[int] = set()
 
 
@@ -32,7 +37,7 @@ def free_port(preferred: int | None = None) -> int:
     Raises:
         OSError: no free port was found.
     """
-    if preferred is not None and is_free(preferred):
+    if preferred is not None and is_free(preferred) and _claim(preferred):
         return preferred
     return free_base((0,))
 
@@ -56,8 +61,24 @@ def free_base(offsets: Sequence[int]) -> int:
     for _ in range(_ATTEMPTS):
         base = random.choice(RANGE)  # noqa: S311 - spreads parallel runs, no secret
         ports = [base + offset for offset in offsets]
-        if all(port in RANGE and port not in _given and is_free(port) for port in ports):
+        if all(port in RANGE and port not in _given and is_free(port) for port in ports) and all(map(_claim, ports)):
             _given.update(ports)
             return base
     msg = f"no free TCP port in {RANGE.start}-{RANGE.stop}"
     raise OSError(msg)
+
+
+def _claim(port: int) -> bool:
+    """Hold `port` until this process ends; `False` where another process of this user does."""
+    try:
+        fcntl.lockf(_claims(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@functools.cache
+def _claims() -> int:
+    """Open the file of which byte N is locked by who holds port N."""
+    path = Path(tempfile.gettempdir()) / f"mq2mqtt-ports-{os.getuid()}"
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

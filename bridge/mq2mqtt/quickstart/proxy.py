@@ -20,6 +20,8 @@ _POLL_INTERVAL = 0.1
 _MEMORY = ("-Xms64m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m")
 
 _OWN_TOPIC = "DefaultHeartBeatSyncerTopic"
+# It looks for that topic when it starts, and ends when the answer takes more than 3 s.
+_LOST_PATIENCE = "create system broadcast topic"
 
 _CONF = {
     "proxyMode": "CLUSTER",
@@ -107,8 +109,25 @@ class Proxy:
         return proxy
 
     async def start(self) -> None:
-        """Start it (again, at the same address) and wait until it serves."""
-        self._child = Child(
+        """Start it (again, at the same address) and wait until it serves.
+
+        Raises:
+            RocketMQStartError: it ended early or did not serve in time.
+        """
+        self._child = self._java()
+        deadline = asyncio.get_running_loop().time() + _START_DEADLINE
+        while not await self._listens():
+            if asyncio.get_running_loop().time() > deadline:
+                raise RocketMQStartError(f"the proxy does not serve after {_START_DEADLINE:g} s; {self._child.tail()}")
+            if self._child.exit_code is not None:
+                said = self._child.tail()
+                if _LOST_PATIENCE not in said:
+                    raise RocketMQStartError(f"the proxy ended with exit code {self._child.exit_code}: {said}")
+                self._child = self._java()
+            await asyncio.sleep(_POLL_INTERVAL)
+
+    def _java(self) -> Child:
+        return Child(
             [
                 shutil.which("java") or "java",
                 *_MEMORY,
@@ -125,15 +144,6 @@ class Proxy:
             cwd=self._directory,
             env={"RMQ_PROXY_HOME": str(self._directory), "ROCKETMQ_HOME": str(self._directory)},
         )
-        deadline = asyncio.get_running_loop().time() + _START_DEADLINE
-        while not await self._listens():
-            if self._child.exit_code is not None:
-                raise RocketMQStartError(
-                    f"the proxy ended with exit code {self._child.exit_code}: {self._child.tail()}"
-                )
-            if asyncio.get_running_loop().time() > deadline:
-                raise RocketMQStartError(f"the proxy does not serve after {_START_DEADLINE:g} s; {self._child.tail()}")
-            await asyncio.sleep(_POLL_INTERVAL)
 
     async def _listens(self) -> bool:
         host, _, port = self.address.rpartition(":")
@@ -150,6 +160,11 @@ class Proxy:
         """End it with SIGKILL. Idempotent."""
         if self._child is not None:
             self._child.kill()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was killed or ended by itself."""
+        return self._running.exit_code is not None
 
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing answers."""

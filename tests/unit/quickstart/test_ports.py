@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,11 @@ def test_nobody_gets_what_another_one_got_and_does_not_use_yet(monkeypatch: pyte
     given = [port for _ in range(5) for port in (free_port(), *free_ports(3))]
     assert len(set(given)) == len(given)
     assert set(given) <= set(module.RANGE)
+
+
+def test_no_other_process_gets_it_either() -> None:
+    port = free_port()
+    assert is_free(port)
+    program = f"from mq2mqtt.quickstart.ports import free_port; print(free_port({port}))"
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert int(ended.stdout) != port
