@@ -408,6 +408,8 @@ async def test_a_deleted_topic_shows_and_one_made_again_is_read(
     async with connected(rocketmq.namesrv) as client, member(client, topic, new_group()) as one:
         await send(client, topic, numbers(3))
         await until(lambda: len(one.messages) == 3)
+        # Messages may come before all of the joining is done.
+        await one.up()
         await client.delete_topic(topic)
         await until(lambda: one.consumer.problem is not None)
         await create_topic(rocketmq.namesrv, topic, queues=1)
