@@ -1,5 +1,6 @@
 """Who is connected, from the events that the hook writes and the lists that it gives."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -45,6 +46,10 @@ class Presence:
 
     The `source` of what is told is the offset of the last event that is wholly told then: whoever notes it can go on
     from it after a crash, and is told no `connect` twice.
+
+    Attributes:
+        online: by client id.
+        is_true: set from where a list has come into force to where the broker is known to have ended.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Presence:
         ask: Callable[[], None],
     ) -> None:
         self.online: dict[str, ConnectedClient] = {}
+        self.is_true = asyncio.Event()
         self._tell = tell
         self._ended = ended
         self._ask = ask
@@ -111,6 +117,7 @@ class Presence:
             self._ask()
         elif kind in _ENDS:
             self.online.clear()
+            self.is_true.clear()
             self._ended(event["time"], _ENDS[kind], offset)
         else:
             self._changed(event)
@@ -134,6 +141,8 @@ class Presence:
             self._gone(client, ended_ms, _UNKNOWN, source)
         for client in [client for client_id, client in now.items() if client_id not in self.online]:
             self._come(client, source)
+        if not any(event["type"] in _ENDS for event in listed.since):
+            self.is_true.set()
 
     def _changed(self, event: dict[str, Any]) -> None:
         client_id, known = event["clientId"], self.online.get(event["clientId"])
