@@ -104,9 +104,9 @@ class MosquittoHost:
         """See `mq2mqtt.host.MqttHost.available`."""
         await self._deliveries.room()
         # Who was connected to a broker that has just ended is not away: it comes back with its broker.
-        while not (self._session.reached.is_set() and self._presence.is_true.is_set()):
+        while not (self._session.reached.is_set() and self._presence.known.is_set()):
             await self._session.reached.wait()
-            await self._presence.is_true.wait()
+            await self._presence.known.wait()
 
     def is_online(self, client_id: str) -> bool:
         """Whether `client_id` has a live connection."""

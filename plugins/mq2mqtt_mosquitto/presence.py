@@ -48,8 +48,8 @@ class Presence:
     from it after a crash, and is told no `connect` twice.
 
     Attributes:
-        online: by client id.
-        is_true: set from where a list has come into force to where the broker is known to have ended.
+        online: who is connected, by client id.
+        known: set while it is known who that is: from where a list comes into force to where the broker ends.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Presence:
         ask: Callable[[], None],
     ) -> None:
         self.online: dict[str, ConnectedClient] = {}
-        self.is_true = asyncio.Event()
+        self.known = asyncio.Event()
         self._tell = tell
         self._ended = ended
         self._ask = ask
@@ -117,7 +117,7 @@ class Presence:
             self._ask()
         elif kind in _ENDS:
             self.online.clear()
-            self.is_true.clear()
+            self.known.clear()
             self._ended(event["time"], _ENDS[kind], offset)
         else:
             self._changed(event)
@@ -142,7 +142,7 @@ class Presence:
         for client in [client for client_id, client in now.items() if client_id not in self.online]:
             self._come(client, source)
         if not any(event["type"] in _ENDS for event in listed.since):
-            self.is_true.set()
+            self.known.set()
 
     def _changed(self, event: dict[str, Any]) -> None:
         client_id, known = event["clientId"], self.online.get(event["clientId"])

@@ -112,28 +112,28 @@ def test_a_take_over_in_either_order() -> None:
     assert [kind for _, kind, _ in table.told] == ["connect", "tcpclean", "connect"]
 
 
-def test_it_is_true_from_a_list_in_force_to_the_end_of_the_broker() -> None:
+def test_it_is_known_from_a_list_in_force_to_the_end_of_the_broker() -> None:
     for kind in ("boot", "shutdown"):
         table = Table()
         presence = table.presence
         table.take(1, "a", "connect", "1")
-        assert not presence.is_true.is_set()
+        assert not presence.known.is_set()
         presence.list_asked()
         # The lane is behind.
         presence.listed(3, listed(a="1", b="2"))
-        assert not presence.is_true.is_set()
+        assert not presence.known.is_set()
         table.take(2, "b", "connect", "2")
         presence.caught_up()
-        assert presence.is_true.is_set()
+        assert presence.known.is_set()
         presence.list_asked()
-        assert presence.is_true.is_set()
+        assert presence.known.is_set()
         table.take(3, "", kind)
-        assert not presence.is_true.is_set()
+        assert not presence.known.is_set()
         presence.listed(3, listed(a="1", b="2"))
-        assert (table.online, presence.is_true.is_set()) == ({}, False)
+        assert (table.online, presence.known.is_set()) == ({}, False)
         presence.list_asked()
         presence.listed(4, listed(a="3"))
-        assert (table.online, presence.is_true.is_set()) == ({"a": "3"}, True)
+        assert (table.online, presence.known.is_set()) == ({"a": "3"}, True)
 
 
 def test_a_broker_that_ends_or_begins_has_no_clients() -> None:
