@@ -34,14 +34,21 @@ class Child:
         self, command: Sequence[str], *, output: Path, cwd: Path, env: Mapping[str, str] | None = None
     ) -> None:
         self.output = output
-        with output.open("ab") as file:
+        self._command, self._cwd = command, cwd
+        self._env = None if env is None else os.environ | env
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start the program, which has ended, once more."""
+        with self.output.open("ab") as file:
+            self._begin = file.tell()
             self._process = subprocess.Popen(  # noqa: S603 - commands come from this package
-                command,
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=cwd,
-                env=None if env is None else os.environ | env,
+                cwd=self._cwd,
+                env=self._env,
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - it only makes one system call
             )
@@ -58,8 +65,8 @@ class Child:
         return self._process.poll()
 
     def tail(self) -> str:
-        """Return the last lines of its output, for an error text."""
-        data = self.output.read_bytes()[-_TAIL_BYTES:]
+        """Return the last lines of its output since it was started, for an error text."""
+        data = self.output.read_bytes()[self._begin :][-_TAIL_BYTES:]
         return data.decode(errors="replace").strip()
 
     @property

@@ -11,7 +11,7 @@ from typing import Self
 from mq2mqtt.quickstart.cluster import OPEN, Access, create_topic
 from mq2mqtt.quickstart.ports import free_ports
 from mq2mqtt.quickstart.process import Child
-from mq2mqtt.quickstart.rocketmq import START_FAST, RocketMQStartError, class_path, java_options
+from mq2mqtt.quickstart.rocketmq import START_FAST, RocketMQStartError, class_path, java_options, keep_starting
 
 __all__ = ["Proxy"]
 
@@ -20,8 +20,6 @@ _POLL_INTERVAL = 0.1
 _MEMORY = ("-Xms64m", "-Xmx512m", "-XX:MaxDirectMemorySize=512m")
 
 _OWN_TOPIC = "DefaultHeartBeatSyncerTopic"
-# It looks for that topic when it starts, and ends when the answer takes more than 3 s.
-_LOST_PATIENCE = "create system broadcast topic"
 
 _CONF = {
     "proxyMode": "CLUSTER",
@@ -114,20 +112,7 @@ class Proxy:
         Raises:
             RocketMQStartError: it ended early or did not serve in time.
         """
-        self._child = self._java()
-        deadline = asyncio.get_running_loop().time() + _START_DEADLINE
-        while not await self._listens():
-            if asyncio.get_running_loop().time() > deadline:
-                raise RocketMQStartError(f"the proxy does not serve after {_START_DEADLINE:g} s; {self._child.tail()}")
-            if self._child.exit_code is not None:
-                said = self._child.tail()
-                if _LOST_PATIENCE not in said:
-                    raise RocketMQStartError(f"the proxy ended with exit code {self._child.exit_code}: {said}")
-                self._child = self._java()
-            await asyncio.sleep(_POLL_INTERVAL)
-
-    def _java(self) -> Child:
-        return Child(
+        self._child = Child(
             [
                 shutil.which("java") or "java",
                 *_MEMORY,
@@ -144,6 +129,12 @@ class Proxy:
             cwd=self._directory,
             env={"RMQ_PROXY_HOME": str(self._directory), "ROCKETMQ_HOME": str(self._directory)},
         )
+        deadline = asyncio.get_running_loop().time() + _START_DEADLINE
+        while not await self._listens():
+            if asyncio.get_running_loop().time() > deadline:
+                raise RocketMQStartError(f"the proxy does not serve after {_START_DEADLINE:g} s; {self._child.tail()}")
+            keep_starting(self._child, "the proxy")
+            await asyncio.sleep(_POLL_INTERVAL)
 
     async def _listens(self) -> bool:
         host, _, port = self.address.rpartition(":")

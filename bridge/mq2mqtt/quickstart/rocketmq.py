@@ -22,6 +22,7 @@ __all__ = [
     "RocketMQStartError",
     "class_path",
     "java_options",
+    "keep_starting",
 ]
 
 DEFAULT_VERSION = "5.3.3"
@@ -30,6 +31,9 @@ _UPDATE_BROKER_CONFIG = 25
 _GET_BROKER_CONFIG = 26
 _START_DEADLINE = 120.0
 _POLL_INTERVAL = 0.1
+# For what a server that starts may end, and not the next time: a network interface went just then, as containers' do;
+# the proxy did not find its own topic within 3 s.
+_PASSING = ("NetworkUtil.getLocalAddress", "RemotingUtil.getLocalAddress", "create system broadcast topic")
 
 # The broker listens on its own port N, on N - 2 (the VIP channel) and on N + 1 (replication).
 _BROKER_PORT_OFFSETS = (-2, 0, 1)
@@ -94,6 +98,19 @@ def class_path(jars: Path) -> str:
 def java_options(flags: Sequence[str], properties: Mapping[str, str]) -> list[str]:
     """Return the options of a JVM that RocketMQ runs on: what it needs, `flags`, system `properties`."""
     return [*_JVM_FLAGS, *flags, *(f"-D{name}={value}" for name, value in properties.items())]
+
+
+def keep_starting(child: Child, name: str) -> None:
+    """See that a server which does not serve yet runs: one that ended for a reason that passes is started again.
+
+    Raises:
+        RocketMQStartError: it ended for another.
+    """
+    if child.exit_code is not None:
+        said = child.tail()
+        if not any(reason in said for reason in _PASSING):
+            raise RocketMQStartError(f"{name} ended with exit code {child.exit_code}: {said}")
+        child.start_again()
 
 
 class RocketMQStartError(BridgeError):
@@ -282,8 +299,7 @@ class RocketMQ:
         deadline = asyncio.get_running_loop().time() + _START_DEADLINE
         problem = "no answer yet"
         while asyncio.get_running_loop().time() < deadline:
-            if child.exit_code is not None:
-                raise RocketMQStartError(f"RocketMQ ended with exit code {child.exit_code}: {child.tail()}")
+            keep_starting(child, "RocketMQ")
             try:
                 await ready()
             except LinkError as exc:
