@@ -12,7 +12,6 @@ _SCRIPT = "if test -e been; then echo serves; exec sleep 60; fi; touch been; ech
 
 async def _ended(directory: Path, reason: str) -> Child:
     child = Child(["sh", "-c", _SCRIPT.format(reason=reason)], output=directory / "out", cwd=directory)
-    keep_starting(child, "it")
     await until(lambda: child.exit_code is not None)
     return child
 
@@ -22,7 +21,9 @@ async def test_what_ended_for_a_reason_that_passes_is_started_again(tmp_path: Pa
     assert child.last_words is not None
     keep_starting(child, "it")
     await until(lambda: child.tail() == "serves")
-    assert child.exit_code is None
+    runs = child.pid
+    keep_starting(child, "it")
+    assert (child.pid, child.exit_code) == (runs, None)
     child.kill()
 
 
